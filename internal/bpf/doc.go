@@ -1,0 +1,12 @@
+// Package bpf holds the three BPF programs of a handset and the Go that bpf2go
+// makes from them. It is the only package that knows their maps by name, and with
+// vpn/enforce and internal/sandbox the only one that imports cilium/ebpf.
+//
+//	floor   drops every frame of a device, on clsact, for the device's life
+//	gate    passes the frames of the admitted classes, both directions, on TCX or clsact
+//	guard   LSM programs: what root inside a handset may not do
+//
+// One object serves Debian's kernels 6.1, 6.12 and 6.18: the tc programs use
+// stable user-space ABI alone, the guard finds its few struct fields through the
+// running kernel's BTF.
+package bpf

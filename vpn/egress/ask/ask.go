@@ -1,0 +1,110 @@
+// Package ask is the client of egressd.sock: init asks for the table and the
+// gate, tunneld to admit a gateway, both to close.
+package ask
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"rempart/internal/frame"
+	"rempart/vpn/egress"
+)
+
+// Timeout bounds one request when its context has no earlier deadline. A swap
+// takes some milliseconds.
+const Timeout = 5 * time.Second
+
+// RefusedError is egressd's own answer to a request that it did not do.
+type RefusedError struct {
+	Op   egress.Op
+	Text string
+}
+
+func (e *RefusedError) Error() string { return fmt.Sprintf("cannot %v: egressd: %s", e.Op, e.Text) }
+
+// Client is a connection to egressd; its methods may be called concurrently. After
+// an error that is no [*RefusedError] it is of no more use: dial again.
+type Client struct {
+	mu sync.Mutex
+	c  net.Conn
+}
+
+// Dial connects to the socket at path.
+func Dial(path string) (*Client, error) {
+	c, err := net.DialTimeout("unix", path, Timeout)
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach egressd: %w", err)
+	}
+	return &Client{c: c}, nil
+}
+
+// Close ends the connection; the gate stays as it is. To deny all, use [Client.CloseGate].
+func (c *Client) Close() error { return c.c.Close() }
+
+// Table tells egressd the classes of every gateway (init, once per boot).
+func (c *Client) Table(ctx context.Context, table egress.Policy) (egress.Status, error) {
+	return c.do(ctx, egress.Request{Op: egress.OpTable, Table: table})
+}
+
+// Attach puts the gate on the device with this index of egressd's own network
+// namespace (init). It is deny-all, or what is admitted at the moment.
+func (c *Client) Attach(ctx context.Context, ifindex int) (egress.Status, error) {
+	return c.do(ctx, egress.Request{Op: egress.OpAttach, Ifindex: ifindex})
+}
+
+// Admit admits the classes of one gateway and no other's (tunneld).
+func (c *Client) Admit(ctx context.Context, gateway string) (egress.Status, error) {
+	return c.do(ctx, egress.Request{Op: egress.OpAdmit, Gateway: gateway})
+}
+
+// CloseGate denies all (init, tunneld).
+func (c *Client) CloseGate(ctx context.Context) (egress.Status, error) {
+	return c.do(ctx, egress.Request{Op: egress.OpClose})
+}
+
+// Status reads the gate's state and counters (any daemon).
+func (c *Client) Status(ctx context.Context) (egress.Status, error) {
+	return c.do(ctx, egress.Request{Op: egress.OpStatus})
+}
+
+func (c *Client) do(ctx context.Context, r egress.Request) (egress.Status, error) {
+	s, err := c.exchange(ctx, r)
+	if err != nil {
+		return egress.Status{}, fmt.Errorf("cannot ask egressd to %v: %w", r.Op, err)
+	}
+	if s.Err != "" {
+		return s, &RefusedError{r.Op, s.Err}
+	}
+	return s, nil
+}
+
+func (c *Client) exchange(ctx context.Context, r egress.Request) (egress.Status, error) {
+	b, err := egress.MarshalRequest(r)
+	if err != nil {
+		return egress.Status{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	deadline := time.Now().Add(Timeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	if err := c.c.SetDeadline(deadline); err != nil {
+		return egress.Status{}, err
+	}
+	// A cancelled context ends the wait at once.
+	stop := context.AfterFunc(ctx, func() { _ = c.c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := frame.Write(c.c, b); err != nil {
+		return egress.Status{}, errors.Join(err, ctx.Err())
+	}
+	reply, err := frame.Read(c.c, egress.MaxReply)
+	if err != nil {
+		return egress.Status{}, errors.Join(err, ctx.Err())
+	}
+	return egress.ParseStatus(reply)
+}
