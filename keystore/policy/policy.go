@@ -198,24 +198,32 @@ func Outer(key Name, ref string, alive uint64) [32]byte {
 	return nvTerm(digest, AliveIndex, alive, eoEqual)
 }
 
-func pcrTerm(digest [32]byte, pcrs map[int][32]byte) ([32]byte, error) {
-	numbers := slices.Sorted(maps.Keys(pcrs))
-	var selected [3]byte
+// PCRDigest returns the digest of PCR values in the order of their numbers, as
+// PolicyPCR takes it.
+func PCRDigest(pcrs map[int][32]byte) [32]byte {
 	values := sha256.New()
-	for _, pcr := range numbers {
+	for _, pcr := range slices.Sorted(maps.Keys(pcrs)) {
+		value := pcrs[pcr]
+		values.Write(value[:])
+	}
+	return [32]byte(values.Sum(nil))
+}
+
+func pcrTerm(digest [32]byte, pcrs map[int][32]byte) ([32]byte, error) {
+	var selected [3]byte
+	for pcr := range pcrs {
 		if pcr < 0 || pcr > 23 {
 			return digest, fmt.Errorf("cannot compose policy: no pcr %d", pcr)
 		}
 		selected[pcr/8] |= 1 << (pcr % 8)
-		value := pcrs[pcr]
-		values.Write(value[:])
 	}
+	values := PCRDigest(pcrs)
 	var selection []byte // TPML_PCR_SELECTION of one bank
 	selection = binary.BigEndian.AppendUint32(selection, 1)
 	selection = binary.BigEndian.AppendUint16(selection, algSHA256)
 	selection = append(selection, byte(len(selected)))
 	selection = append(selection, selected[:]...)
-	return extend(digest, ccPolicyPCR, selection, values.Sum(nil)), nil
+	return extend(digest, ccPolicyPCR, selection, values[:]), nil
 }
 
 func nvTerm(digest [32]byte, index Index, operand uint64, operation uint16) [32]byte {

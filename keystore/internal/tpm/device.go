@@ -54,17 +54,21 @@ func (d *Device) Shutdown() error {
 }
 
 // Extend extends one PCR of the SHA-256 bank (Part 3, 22.2) with the PCR's
-// empty auth.
+// empty auth: by a session once the root is pinned, so that a success is the
+// TPM's word; by the empty password before.
 func (d *Device) Extend(pcr int, digest [32]byte) error {
 	if pcr < 0 || pcr > 23 {
 		return fmt.Errorf("cannot extend pcr %d: no such pcr", pcr)
 	}
-	_, err := tpm2.PCRExtend{
-		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},
-		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{
-			{HashAlg: tpm2.TPMAlgSHA256, Digest: digest[:]},
-		}},
-	}.Execute(d.wire)
+	err := d.withEmptyAuth(plain, func(s tpm2.Session) error {
+		_, err := tpm2.PCRExtend{
+			PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: s},
+			Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{
+				{HashAlg: tpm2.TPMAlgSHA256, Digest: digest[:]},
+			}},
+		}.Execute(d.wire)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("cannot extend pcr %d: %w", pcr, err)
 	}
@@ -125,3 +129,5 @@ func (d *Device) property(pt tpm2.TPMPT) (uint32, error) {
 }
 
 func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
+func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }

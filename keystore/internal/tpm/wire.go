@@ -32,6 +32,10 @@ const (
 	// Profile gives a TPM 2 s for its long commands; key generation on slow
 	// parts needs more.
 	patience = 30 * time.Second
+
+	// retryPause is the time between two tries of a command that the TPM was
+	// not ready for.
+	retryPause = time.Millisecond
 )
 
 // Wire is the stream to one TPM: write one command, read one response. It is
@@ -72,15 +76,32 @@ func (w *Wire) Send(command []byte) ([]byte, error) {
 	if w.broken != nil {
 		return nil, w.broken
 	}
-	response, err := w.exchange(command)
-	if err != nil {
-		w.broken = fmt.Errorf("%w: %w", ErrTPMGone, err)
-		return nil, w.broken
+	for deadline := time.Now().Add(w.timeout); ; time.Sleep(retryPause) {
+		response, err := w.exchange(command)
+		if err != nil {
+			w.broken = fmt.Errorf("%w: %w", ErrTPMGone, err)
+			return nil, w.broken
+		}
+		if w.watch != nil {
+			w.watch(command, response)
+		}
+		if !busy(response) || time.Now().After(deadline) {
+			return response, nil
+		}
 	}
-	if w.watch != nil {
-		w.watch(command, response)
+}
+
+// busy reports whether the response says that the command was not started and
+// is to be sent again as it is: TPM_RC_NV_RATE, TPM_RC_RETRY, TPM_RC_TESTING
+// (Part 2, 6.6.3). A TPM answers TPM_RC_RETRY to the first use of an object
+// under dictionary attack protection, while it notes the use in NV (Part 1,
+// 19.8.6); swtpm does so too.
+func busy(response []byte) bool {
+	switch binary.BigEndian.Uint32(response[6:10]) {
+	case 0x920, 0x922, 0x90a:
+		return true
 	}
-	return response, nil
+	return false
 }
 
 // Close closes the descriptor. Later Sends fail with ErrTPMGone.
