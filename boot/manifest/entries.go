@@ -116,10 +116,18 @@ func (s *settler) addr(path, text string) (netip.Addr, bool) {
 }
 
 // ordinary reports whether a packet could be meant for one host at addr,
-// somewhere else.
+// somewhere else. It is as strict as the gate (vpn/egress): a policy that
+// signs must also compile.
 func ordinary(addr netip.Addr) bool {
-	return !addr.IsUnspecified() && !addr.IsLoopback() && !addr.IsMulticast() && !addr.IsLinkLocalUnicast() &&
-		addr != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	if addr.IsLinkLocalUnicast() {
+		return false
+	}
+	if addr.Is4() {
+		b := addr.As4()
+		return b[0] != 0 && b[0] != 127 && b[0] < 224 // this network, loopback, multicast and reserved: RFC 6890
+	}
+	b := addr.As16()
+	return b[0] != 0xff && [8]byte(b[:8]) != [8]byte{} // multicast; unspecified, loopback and IPv4 inside IPv6
 }
 
 func (s *settler) gateways(texts []gatewayText, role string, networks []Network) []Gateway {
