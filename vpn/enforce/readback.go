@@ -1,0 +1,375 @@
+package enforce
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+
+	"rempart/internal/bpf"
+	"rempart/vpn/egress"
+)
+
+// Report is what the kernel says stands on a device.
+type Report struct {
+	Ifindex int
+	// Hook is where the gate was found; 0 if there is none.
+	Hook egress.Hook
+	// Programs are the gate's programs by direction, 0 where there is none.
+	Programs [2]uint32
+	// Tag is the kernel's hash of each gate program as found.
+	Tags [2]string
+	// Digest is that of the wanted policy: with no difference, the policy in force.
+	Digest [32]byte
+	// Differences name everything that is not as wanted. Empty: all is.
+	Differences []string
+}
+
+// Err returns nil if nothing differs, else an error that names each difference.
+func (r Report) Err() error {
+	if len(r.Differences) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the gate of device %d is not as wanted: %s", r.Ifindex, strings.Join(r.Differences, "; "))
+}
+
+// ReadBack compares what stands on the device with policy want. It starts from the
+// device index alone and follows the kernel's ids: every program attached to the
+// device, the maps each of them uses, their content. It is meant for a process that
+// did not attach the gate, and needs CAP_SYS_ADMIN (objects by id), CAP_NET_ADMIN
+// and CAP_BPF. The error says that the question could not be asked; what differs is
+// in the report.
+func ReadBack(ifindex int, want egress.Policy) (Report, error) {
+	r := Report{Ifindex: ifindex, Digest: want.Digest()}
+	ref, err := reference()
+	if err != nil {
+		return r, fmt.Errorf("cannot read back the gate of device %d: %w", ifindex, err)
+	}
+	c := checker{ref: ref, want: want, report: &r}
+	if err := c.device(); err != nil {
+		return r, fmt.Errorf("cannot read back the gate of device %d: %w", ifindex, err)
+	}
+	return r, nil
+}
+
+type checker struct {
+	ref    *references
+	want   egress.Policy
+	report *Report
+}
+
+func (c *checker) differ(format string, args ...any) {
+	c.report.Differences = append(c.report.Differences, fmt.Sprintf(format, args...))
+}
+
+func (c *checker) device() error {
+	dev, err := netlink.LinkByIndex(c.report.Ifindex)
+	if err != nil {
+		return fmt.Errorf("cannot find the device: %w", err)
+	}
+	if xdp := dev.Attrs().Xdp; xdp != nil && xdp.Attached {
+		c.differ("ingress: XDP program %d stands in front of the gate", xdp.ProgId)
+	}
+	qdiscs, err := netlink.QdiscList(dev)
+	if err != nil {
+		return fmt.Errorf("cannot list the qdiscs: %w", err)
+	}
+	for _, q := range qdiscs {
+		// The kernel's own default qdisc has handle 0; another one may carry
+		// filters with actions, and they see frames that the gate has passed.
+		if a := q.Attrs(); q.Type() != "clsact" && a.Handle != 0 {
+			c.differ("egress: qdisc %s %x: stands behind the gate", q.Type(), a.Handle>>16)
+		}
+	}
+	for _, d := range []egress.Direction{egress.Egress, egress.Ingress} {
+		if err := c.direction(d); err != nil {
+			return fmt.Errorf("%v: %w", d, err)
+		}
+	}
+	return nil
+}
+
+func (c *checker) direction(d egress.Direction) error {
+	filters, err := readFilters(c.report.Ifindex, d)
+	if err != nil {
+		return err
+	}
+	for _, diff := range floorDifferences(filters, d, c.ref) {
+		c.differ("%v: %s", d, diff)
+	}
+	attached, err := queryTCX(c.report.Ifindex, d)
+	if err != nil {
+		return err
+	}
+	if len(attached) == 0 {
+		return c.clsact(d, filters)
+	}
+	return c.tcx(d, attached, filters)
+}
+
+// queryTCX lists the TCX programs of a direction in the order they run; none where
+// the kernel has no TCX.
+func queryTCX(ifindex int, d egress.Direction) ([]link.AttachedProgram, error) {
+	attach := ebpf.AttachTCXEgress
+	if d == egress.Ingress {
+		attach = ebpf.AttachTCXIngress
+	}
+	result, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: attach})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return nil, nil
+	}
+	if err != nil {
+		// Before 6.6 the attach type is unknown, which the kernel calls invalid.
+		if !haveTCX() {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("cannot query TCX: %w", err)
+	}
+	return result.Programs, nil
+}
+
+// haveTCX asks by trying to attach to a device that cannot be.
+func haveTCX() bool {
+	var floor bpf.FloorObjects
+	if bpf.LoadFloorObjects(&floor, nil) != nil {
+		return true // the caller's error stands
+	}
+	defer floor.Close()
+	l, err := link.AttachTCX(link.TCXOptions{Interface: math.MaxInt32, Program: floor.RempartFloor, Attach: ebpf.AttachTCXEgress})
+	if err == nil {
+		_ = l.Close()
+	}
+	return !errors.Is(err, ebpf.ErrNotSupported)
+}
+
+func (c *checker) tcx(d egress.Direction, attached []link.AttachedProgram, filters []filter) error {
+	for _, f := range filters {
+		if f.is(gatePriority, c.ref.gate[d]) {
+			c.differ("%v: a second gate stands behind the gate: %v", d, f)
+		}
+	}
+	found := -1
+	for i, a := range attached {
+		tag, name, err := tagOf(a.ID)
+		if err != nil {
+			return err
+		}
+		if found < 0 && tag == c.ref.gate[d] {
+			found = i
+			continue
+		}
+		where := "in front of the gate or instead of it"
+		if found >= 0 {
+			where = "behind the gate"
+		}
+		c.differ("%v: program %d %q with tag %s stands %s", d, a.ID, name, tag, where)
+	}
+	if found < 0 {
+		c.differ("%v: no gate", d)
+		return nil
+	}
+	c.report.Hook = egress.HookTCX
+	id, ok := attached[found].LinkID()
+	if !ok || id == 0 {
+		c.differ("%v: the gate is attached without a link: anyone with CAP_NET_ADMIN can take it off", d)
+	} else if err := c.link(d, id, attached[found].ID); err != nil {
+		return err
+	}
+	return c.program(d, attached[found].ID)
+}
+
+// link checks the link from its own side.
+func (c *checker) link(d egress.Direction, id link.ID, program ebpf.ProgramID) error {
+	l, err := link.NewFromID(id)
+	if err != nil {
+		return fmt.Errorf("cannot open link %d: %w", id, err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return fmt.Errorf("cannot ask link %d: %w", id, err)
+	}
+	want := ebpf.AttachTCXEgress
+	if d == egress.Ingress {
+		want = ebpf.AttachTCXIngress
+	}
+	tcx := info.TCX()
+	if tcx == nil || tcx.Ifindex != uint32(c.report.Ifindex) || ebpf.AttachType(tcx.AttachType) != want || info.Program != program {
+		c.differ("%v: link %d says of itself %+v, program %d", d, id, tcx, info.Program)
+	}
+	return nil
+}
+
+// clsact looks for the gate among the filters; unknown ones are reported already.
+func (c *checker) clsact(d egress.Direction, filters []filter) error {
+	for _, f := range filters {
+		if f.is(gatePriority, c.ref.gate[d]) {
+			c.report.Hook = egress.HookClsact
+			return c.program(d, f.program)
+		}
+	}
+	c.differ("%v: no gate", d)
+	return nil
+}
+
+// program checks the maps of a program whose tag is the gate's: the tag covers the
+// instructions, not which maps they use.
+func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
+	c.report.Programs[d], c.report.Tags[d] = uint32(id), c.ref.gate[d]
+	maps, closeMaps, err := mapsOf(id)
+	if err != nil {
+		return err
+	}
+	defer closeMaps()
+	seen := map[string]int{}
+	for _, m := range maps {
+		info, err := m.Info()
+		if err != nil {
+			return fmt.Errorf("cannot ask a map of program %d: %w", id, err)
+		}
+		spec, ok := c.ref.maps[info.Name]
+		if !ok {
+			c.differ("%v: the gate uses unknown map %q", d, info.Name)
+			continue
+		}
+		seen[info.Name]++
+		if info.Type != spec.Type || info.KeySize != spec.KeySize || info.ValueSize != spec.ValueSize || info.MaxEntries != spec.MaxEntries || info.Flags != spec.Flags {
+			c.differ("%v: map %q has another shape: %v, key %d, value %d, entries %d, flags %#x", d, info.Name,
+				info.Type, info.KeySize, info.ValueSize, info.MaxEntries, info.Flags)
+			continue
+		}
+		if info.Name == "rules" {
+			if err := c.rules(d, m, info); err != nil {
+				return err
+			}
+		}
+	}
+	for name := range c.ref.maps {
+		if seen[name] != 1 {
+			c.differ("%v: the gate uses map %q %d times", d, name, seen[name])
+		}
+	}
+	return nil
+}
+
+func (c *checker) rules(d egress.Direction, m *ebpf.Map, info *ebpf.MapInfo) error {
+	if !info.Frozen() {
+		c.differ("%v: the rules are not frozen", d)
+	}
+	want := map[egress.Key]uint64{}
+	for _, e := range c.want.Entries() {
+		want[e.Key] = e.Cgroup
+	}
+	var key egress.Key
+	var cgroup uint64
+	var extra []egress.Key
+	it := m.Iterate()
+	for it.Next(&key, &cgroup) {
+		wanted, ok := want[key]
+		switch {
+		case !ok:
+			extra = append(extra, key)
+		case wanted != cgroup:
+			c.differ("%v: rule %v is for cgroup %d, not %d", d, key, cgroup, wanted)
+		}
+		delete(want, key)
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("cannot read the rules: %w", err)
+	}
+	slices.SortFunc(extra, func(a, b egress.Key) int { return bytes.Compare(a[:], b[:]) })
+	for _, k := range extra {
+		c.differ("%v: rule %v is in force and not wanted", d, k)
+	}
+	for _, e := range c.want.Entries() {
+		if _, missing := want[e.Key]; missing {
+			c.differ("%v: rule %v is wanted and not in force", d, e.Key)
+		}
+	}
+	return nil
+}
+
+// references are the tags and map shapes of our own programs, as this kernel sees
+// them: the tag of a program is computed by the kernel that loads it.
+type references struct {
+	floor string
+	gate  [2]string
+	maps  map[string]*ebpf.MapSpec
+}
+
+func reference() (*references, error) {
+	spec, err := bpf.LoadGate()
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the gate's object: %w", err)
+	}
+	ref := &references{maps: spec.Maps}
+	var gate bpf.GateObjects
+	if err := bpf.LoadGateObjects(&gate, nil); err != nil {
+		return nil, fmt.Errorf("cannot load a gate to compare with: %w", err)
+	}
+	defer gate.Close()
+	var floor bpf.FloorObjects
+	if err := bpf.LoadFloorObjects(&floor, nil); err != nil {
+		return nil, fmt.Errorf("cannot load a floor to compare with: %w", err)
+	}
+	defer floor.Close()
+	for tag, p := range map[*string]*ebpf.Program{&ref.floor: floor.RempartFloor,
+		&ref.gate[egress.Egress]: gate.RempartEgress, &ref.gate[egress.Ingress]: gate.RempartIngress} {
+		info, err := p.Info()
+		if err != nil {
+			return nil, fmt.Errorf("cannot ask for a program's tag: %w", err)
+		}
+		*tag = info.Tag
+	}
+	return ref, nil
+}
+
+func tagOf(id ebpf.ProgramID) (tag, name string, err error) {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return "", "", fmt.Errorf("cannot open program %d: %w", id, err)
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return "", "", fmt.Errorf("cannot ask program %d: %w", id, err)
+	}
+	return info.Tag, info.Name, nil
+}
+
+// mapsOf opens the maps of a program by their ids.
+func mapsOf(id ebpf.ProgramID) (maps []*ebpf.Map, closeAll func(), err error) {
+	closeAll = func() {
+		for _, m := range maps {
+			_ = m.Close()
+		}
+	}
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot open program %d: %w", id, err)
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot ask program %d: %w", id, err)
+	}
+	ids, ok := info.MapIDs()
+	if !ok {
+		return nil, nil, fmt.Errorf("program %d does not tell its maps", id)
+	}
+	for _, mid := range ids {
+		m, err := ebpf.NewMapFromID(mid)
+		if err != nil {
+			closeAll()
+			return nil, nil, fmt.Errorf("cannot open map %d: %w", mid, err)
+		}
+		maps = append(maps, m)
+	}
+	return maps, closeAll, nil
+}
