@@ -59,7 +59,9 @@ func (b *bind) Close() error { return (*b.now.Load()).Close() }
 func (b *bind) SetMark(mark uint32) error { return (*b.now.Load()).SetMark(mark) }
 
 // ParseEndpoint reads an address and port.
-func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) { return (*b.now.Load()).ParseEndpoint(s) }
+func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	return (*b.now.Load()).ParseEndpoint(s)
+}
 
 // BatchSize is how many packets one call carries at most.
 func (b *bind) BatchSize() int { return (*b.now.Load()).BatchSize() }
