@@ -100,7 +100,7 @@ func startChild(t *testing.T, mode string, caps []int) string {
 	// The test binary may lie where uid 65534 cannot reach; a copy does not.
 	exe := filepath.Join(t.TempDir(), "child")
 	copyFile(t, os.Args[0], exe)
-	p, err := Start(Spec{Path: exe, Args: []string{"sandbox-child", mode}, UID: 65534, Capabilities: caps, NetNS: netns, Cgroup: cg, Stderr: w})
+	p, err := Start(Spec{Path: exe, Args: []string{"sandbox-child", mode}, UID: 65534, Capabilities: caps, NetNS: int(netns.Fd()), Cgroup: cg, Stderr: w})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestStartRefusesAnIncompleteSpec(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer self.Close()
-	for name, s := range map[string]Spec{"root": {Path: "/bin/true", NetNS: self, Cgroup: self}, "no namespace": {Path: "/bin/true", UID: 1, Cgroup: self}, "no cgroup": {Path: "/bin/true", UID: 1, NetNS: self}} {
+	for name, s := range map[string]Spec{"root": {Path: "/bin/true", NetNS: int(self.Fd()), Cgroup: self}, "no namespace": {Path: "/bin/true", UID: 1, Cgroup: self}, "no cgroup": {Path: "/bin/true", UID: 1, NetNS: int(self.Fd())}} {
 		if p, err := Start(s); err == nil || p != nil {
 			t.Errorf("%s: started", name)
 		} else if !bytes.Contains([]byte(err.Error()), []byte("/bin/true")) {

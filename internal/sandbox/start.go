@@ -22,7 +22,7 @@ type Spec struct {
 	Args         []string // after the program name
 	UID          uint32   // uid and gid, no further groups
 	Capabilities []int    // unix.CAP_*, kept over the change of uid as ambient
-	NetNS        *os.File // network namespace
+	NetNS        int      // descriptor of its network namespace
 	Cgroup       *os.File // cgroup2 folder; the process is born in it, so no socket is ever of another cgroup
 	Files        []Handed // inherited from descriptor 3 on
 	Stderr       *os.File // journal; nil for /dev/null
@@ -62,7 +62,7 @@ func start(s Spec) (*os.Process, error) {
 	if s.UID == 0 {
 		return nil, errors.New("a daemon never runs as root")
 	}
-	if s.NetNS == nil || s.Cgroup == nil {
+	if s.NetNS <= 2 || s.Cgroup == nil {
 		return nil, errors.New("its network namespace or cgroup is not named")
 	}
 	cmd := exec.Command(s.Path, s.Args...)
@@ -87,7 +87,7 @@ func start(s Spec) (*os.Process, error) {
 		UseCgroupFD: true,
 		CgroupFD:    int(s.Cgroup.Fd()),
 	}
-	if err := unix.Setns(int(s.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
+	if err := unix.Setns(s.NetNS, unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("its network namespace: %w", err)
 	}
 	if err := dropBounding(s.Capabilities); err != nil {
