@@ -1,0 +1,199 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"rempart/internal/journal"
+	"rempart/voice/sip"
+)
+
+// Bounds of the connection table.
+const (
+	maxConnections = 512              // all together
+	maxHandshaking = 64               // not yet proven who they are
+	maxPerPeer     = 4                // of one certified name
+	handshakeLimit = 5 * time.Second  // TCP accept to verified certificate
+	idleLimit      = 45 * time.Second // handsets ping every 10 s
+	writeLimit     = 5 * time.Second
+)
+
+// errInner is the refusal of a certificate used from somebody else's address.
+var errInner = errors.New("cannot accept a certificate from an inner address that it does not carry")
+
+// listener turns TCP connections into identified ones: the library sees a
+// connection only after its certificate has been verified and it stands in the
+// table. It is a net.Listener.
+type listener struct {
+	p     *Proxy
+	raw   net.Listener
+	ready chan net.Conn
+	ended chan struct{}
+	once  sync.Once
+	slots chan struct{}
+
+	mu    sync.Mutex
+	conns map[string]sip.AOR // by remote address
+}
+
+func newListener(p *Proxy, raw net.Listener) *listener {
+	return &listener{p: p, raw: raw, ready: make(chan net.Conn), ended: make(chan struct{}),
+		slots: make(chan struct{}, maxHandshaking), conns: map[string]sip.AOR{}}
+}
+
+// run accepts until the raw listener is closed.
+func (l *listener) run(ctx context.Context) error {
+	defer l.Close()
+	for {
+		c, err := l.raw.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		if err != nil { // out of descriptors and the like: pause, keep serving
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(50 * time.Millisecond):
+				continue
+			}
+		}
+		select {
+		case l.slots <- struct{}{}:
+			go func() {
+				defer func() { <-l.slots }()
+				l.identify(ctx, c)
+			}()
+		default:
+			c.Close()
+		}
+	}
+}
+
+// identify proves who opened c and hands it to the library.
+func (l *listener) identify(ctx context.Context, c net.Conn) {
+	source := c.RemoteAddr().String()
+	tc, aor, err := l.handshake(ctx, c)
+	if err == nil {
+		err = l.admit(source, aor)
+	}
+	if err != nil {
+		l.p.cfg.Journal.Event(eventConnection, source, journal.Refused, "reason", err.Error())
+		c.Close()
+		return
+	}
+	l.p.cfg.Journal.Event(eventConnection, string(aor), journal.Success, "source", source)
+	known := &identified{Conn: tc, leave: func() { l.leave(source) }}
+	select {
+	case l.ready <- known:
+	case <-l.ended:
+		known.Close()
+	}
+}
+
+func (l *listener) handshake(ctx context.Context, c net.Conn) (*tls.Conn, sip.AOR, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeLimit)
+	defer cancel()
+	cert, err := l.p.cfg.Credentials(ctx)
+	if err != nil {
+		return nil, "", fmt.Errorf("cannot use the gateway's certificate: %w", err)
+	}
+	tc := tls.Server(c, sip.ServerTLS(cert, l.p.cfg.Roots, l.p.cfg.Now))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, "", err
+	}
+	id, err := sip.PeerIdentity(tc.ConnectionState(), l.p.cfg.Roots, l.p.cfg.Now())
+	if err != nil {
+		return nil, "", err
+	}
+	aor, err := sip.ParseAOR(id.URI)
+	if err != nil || aor.Domain() != l.p.cfg.Domain {
+		return nil, "", fmt.Errorf("cannot accept %q as a handset of %s", id.URI, l.p.cfg.Domain)
+	}
+	// The tunnel binds inner addresses to tunnel keys; this binds the
+	// certificate to both.
+	from, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil || !slices.Contains(id.Inner, from.Addr().Unmap()) {
+		return nil, "", errInner
+	}
+	return tc, aor, nil
+}
+
+// admit puts a connection into the table.
+func (l *listener) admit(source string, aor sip.AOR) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	same := 0
+	for _, other := range l.conns {
+		if other == aor {
+			same++
+		}
+	}
+	if len(l.conns) >= maxConnections || same >= maxPerPeer {
+		return fmt.Errorf("cannot take another connection: %d open, %d of them of %s", len(l.conns), same, aor)
+	}
+	l.conns[source] = aor
+	return nil
+}
+
+func (l *listener) leave(source string) {
+	l.mu.Lock()
+	delete(l.conns, source)
+	l.mu.Unlock()
+	l.p.cfg.Table.Drop(source)
+}
+
+// sender is the certified party a message came from.
+func (l *listener) sender(source string) (sip.AOR, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	aor, ok := l.conns[source]
+	return aor, ok
+}
+
+// Accept gives the library the next identified connection.
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.ready:
+		return c, nil
+	case <-l.ended:
+		return nil, net.ErrClosed
+	}
+}
+
+// Addr is the address listened on.
+func (l *listener) Addr() net.Addr { return l.raw.Addr() }
+
+// Close ends the listener; open connections are the library's to close.
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.ended) })
+	return l.raw.Close()
+}
+
+// identified is a connection that leaves the table when it ends.
+type identified struct {
+	net.Conn
+	leave func()
+	once  sync.Once
+}
+
+// Close ends the connection; nothing is reached down it any more.
+func (c *identified) Close() error {
+	c.once.Do(c.leave)
+	return c.Conn.Close()
+}
+
+// Read notices the end before the library does.
+func (c *identified) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.once.Do(c.leave)
+	}
+	return n, err
+}
