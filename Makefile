@@ -1,0 +1,62 @@
+# Rempart. `make demo` shows the promise; `make test` proves it; `make check` is the quick half of the test.
+
+SHELL := /bin/bash
+export CGO_ENABLED ?= 0
+GO      := go
+DAEMONS := init egressd keyd tunneld voiced gatewayd rempart
+TOOLS   := rempart-lab rempart-policy
+# Reproducible: no paths, no build id of this machine, no symbol tables.
+BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
+
+.PHONY: all setup demo test check race scenarios bench generate clean build
+
+all: build
+
+setup:
+	@tools/setup/install.sh test
+
+build:
+	@mkdir -p bin
+	@$(BUILD) -o bin/ $(addprefix ./daemons/,$(DAEMONS))
+	@$(BUILD) -o bin/rempart-lab ./tools/lab
+	@$(BUILD) -o bin/rempart-policy ./tools/policy
+
+demo:
+	@tools/setup/install.sh demo
+	@$(MAKE) -s build
+	@bin/rempart-lab demo
+
+# The quick half: no board, no race detector.
+check:
+	@tools/setup/install.sh test
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test ./internal/... ./boot/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/... ./tools/...
+
+# What can race is run under the race detector, which needs a C compiler.
+race:
+	CGO_ENABLED=1 $(GO) test -race ./internal/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/...
+
+# The netns board; REMPART_BIN is where its programs are.
+scenarios: build
+	REMPART_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 15m ./board/...
+
+# Everything. The scenarios come last, so that the run ends with the test runner's own lines.
+test:
+	@tools/setup/install.sh test
+	@$(MAKE) -s check race
+	@$(MAKE) -s scenarios
+
+bench:
+	@tools/setup/install.sh bench
+	@$(MAKE) -s build
+	@$(GO) run ./tools/bench
+
+# The BPF objects are committed; this makes them again with the pinned clang.
+generate:
+	@tools/setup/install.sh generate
+	$(GO) generate ./internal/bpf
+
+clean:
+	@if [ -x bin/rempart-lab ]; then bin/rempart-lab down --all; fi
+	rm -rf bin out
