@@ -82,7 +82,7 @@ func (w *Watcher) Summary() Summary {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := Summary{Interfaces: slices.Clone(w.names), Frames: w.frames, Outside: w.outside,
-		Strange: slices.Clone(w.strange), Truncated: w.cut, Ended: w.done && w.err == nil}
+		Classes: []ClassCount{}, Strange: slices.Clone(w.strange), Truncated: w.cut, Ended: w.done && w.err == nil}
 	for name, n := range w.drops {
 		if n > 0 {
 			if s.Dropped == nil {

@@ -1,0 +1,16 @@
+// Package scenario holds the promises of the product as scripts that run on any
+// board, watched from outside.
+//
+// The leak test is a table of rows. Each row is one way to get marked bytes out
+// of a handset, and is run twice: on the handset as it is, where the marker must
+// never be seen on the internet link, and on a throwaway twin from which every
+// layer that stops the row was stripped, where the marker must be seen. A row
+// whose twin does not leak is unproven and fails like a leak. Around every
+// attempt a beacon is sent over every captured link: the one before shows that
+// the capture is alive, the one after that it has caught up, so no row depends
+// on a sleep.
+//
+// What sends is package attack, inside the handset; what judges is package
+// watch, outside. This package only decides, and reaches the machine through
+// the Board interface.
+package scenario
