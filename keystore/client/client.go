@@ -46,8 +46,8 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, err
 }
 
-// Enrol provisions the TPM for a handset called name, under pin (any bytes, 4
-// to 64), and returns what the device authority needs. It works once: an
+// Enrol provisions the TPM for a handset called name, under pin (see PIN),
+// and returns what the device authority needs. It works once: an
 // enrolled handset refuses. The state is Sealed afterwards. The caller keeps
 // pin, and wipes it.
 func (c *Client) Enrol(ctx context.Context, name string, pin *secret.Bytes) (Enrolment, error) {

@@ -1,6 +1,11 @@
 package client
 
-import "time"
+import (
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+)
 
 // State is the life of the vault's secrets in this boot.
 type State string
@@ -39,8 +44,42 @@ func (s Status) Ready() bool { return s.State == Open || s.State == Capped }
 // EnrolRequest is the body of POST /v1/enrol.
 type EnrolRequest struct {
 	Name string `json:"name"`
-	PIN  []byte `json:"pin"` // UTF-8; base64 on the wire, so that it can be wiped
+	PIN  PIN    `json:"pin"`
 }
+
+// PIN is MinPIN to MaxPIN bytes of UTF-8, a plain string in JSON, and bytes that
+// can be wiped in memory.
+type PIN []byte
+
+// How long a PIN may be, in bytes. The TPM's lockout, not the length, is what
+// makes guessing slow.
+const (
+	MinPIN = 4
+	MaxPIN = 64
+)
+
+// Check says what is wrong with a PIN as such.
+func (p PIN) Check() error {
+	if len(p) < MinPIN || len(p) > MaxPIN {
+		return fmt.Errorf("a pin has %d to %d bytes, this one has %d", MinPIN, MaxPIN, len(p))
+	}
+	if !utf8.Valid(p) {
+		return errors.New("a pin is utf-8 text, this one is not")
+	}
+	return nil
+}
+
+// MarshalText returns the PIN itself: it goes to keyd and nowhere else.
+func (p PIN) MarshalText() ([]byte, error) { return p, p.Check() }
+
+// UnmarshalText copies the PIN.
+func (p *PIN) UnmarshalText(text []byte) error {
+	*p = append([]byte(nil), text...)
+	return nil
+}
+
+// Format prints a fixed word.
+func (p PIN) Format(f fmt.State, _ rune) { fmt.Fprint(f, "[pin]") }
 
 // Enrolment is what a device authority needs to certify this handset (the
 // answer to POST /v1/enrol and to GET /v1/csr).
@@ -55,7 +94,7 @@ type Enrolment struct {
 
 // UnlockRequest is the body of POST /v1/unlock.
 type UnlockRequest struct {
-	PIN []byte `json:"pin"`
+	PIN PIN `json:"pin"`
 }
 
 // Chain is the identity certificate and its issuers, each DER, leaf first.

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"rempart/internal/secret"
+	"rempart/keystore/policy"
 )
 
 // AuthSize is the size in bytes of the auth values made here: the digest size
@@ -202,4 +203,26 @@ func (d *Device) readCertificate(index tpm2.TPMHandle, pub *tpm2.NVReadPublicRes
 		cert = append(cert, rsp.Data.Buffer...)
 	}
 	return cert, nil
+}
+
+// Vacant reports whether neither the storage root key nor one of our indices is
+// there. The answer is not authenticated.
+func (d *Device) Vacant() (bool, error) {
+	_, err := tpm2.ReadPublic{ObjectHandle: rootHandle}.Execute(d.wire)
+	if err == nil {
+		return false, nil
+	}
+	if !errors.Is(err, tpm2.TPMRCHandle) {
+		return false, fmt.Errorf("cannot look for a storage root key: %w", err)
+	}
+	for _, index := range []policy.Index{policy.AliveIndex, policy.FloorIndex} {
+		_, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(index)}.Execute(d.wire)
+		if err == nil {
+			return false, nil
+		}
+		if !errors.Is(err, tpm2.TPMRCHandle) {
+			return false, fmt.Errorf("cannot look for nv index %v: %w", index, err)
+		}
+	}
+	return true, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"rempart/internal/secret"
+	"rempart/keystore/blob"
 	"rempart/keystore/policy"
 )
 
@@ -35,17 +36,11 @@ var (
 // 11.1.14).
 const MaxSecret = 128
 
-// Object is a loadable object, as a TPM gives it out: TPMT_PUBLIC and the
-// encrypted private part.
-type Object struct {
-	Public, Private []byte
-}
-
 // Seal makes a sealed data object whose use needs pol and auth. Wrong auths
 // count towards the lockout.
-func (d *Device) Seal(data, auth *secret.Bytes, pol [32]byte) (Object, error) {
+func (d *Device) Seal(data, auth *secret.Bytes, pol [32]byte) (blob.Object, error) {
 	if data.Len() == 0 || data.Len() > MaxSecret {
-		return Object{}, fmt.Errorf("cannot seal %d bytes: a sealed object holds 1 to %d", data.Len(), MaxSecret)
+		return blob.Object{}, fmt.Errorf("cannot seal %d bytes: a sealed object holds 1 to %d", data.Len(), MaxSecret)
 	}
 	return d.create(tpm2.TPMTPublic{
 		Type:    tpm2.TPMAlgKeyedHash,
@@ -60,7 +55,7 @@ func (d *Device) Seal(data, auth *secret.Bytes, pol [32]byte) (Object, error) {
 // CreateKey makes an ECDSA P-256 signing key that never leaves the TPM and
 // whose use needs pol and auth. Its auth is random, so wrong ones do not count
 // (noDA), and a crash after its use costs no lockout count.
-func (d *Device) CreateKey(auth *secret.Bytes, pol [32]byte) (Object, error) {
+func (d *Device) CreateKey(auth *secret.Bytes, pol [32]byte) (blob.Object, error) {
 	return d.create(tpm2.TPMTPublic{
 		Type:    tpm2.TPMAlgECC,
 		NameAlg: tpm2.TPMAlgSHA256,
@@ -79,12 +74,12 @@ func (d *Device) CreateKey(auth *secret.Bytes, pol [32]byte) (Object, error) {
 	}, auth, nil)
 }
 
-func (d *Device) create(template tpm2.TPMTPublic, auth, data *secret.Bytes) (Object, error) {
+func (d *Device) create(template tpm2.TPMTPublic, auth, data *secret.Bytes) (blob.Object, error) {
 	sensitive := tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: auth.Reveal()}}
 	if data != nil {
 		sensitive.Data = tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: data.Reveal()})
 	}
-	var object Object
+	var object blob.Object
 	err := d.withSession(hmacKind, nil, inOut, func(s tpm2.Session) error {
 		rsp, err := tpm2.Create{
 			ParentHandle: d.root(s),
@@ -94,11 +89,11 @@ func (d *Device) create(template tpm2.TPMTPublic, auth, data *secret.Bytes) (Obj
 		if err != nil {
 			return err
 		}
-		object = Object{Public: bytes.Clone(rsp.OutPublic.Bytes()), Private: rsp.OutPrivate.Buffer}
+		object = blob.Object{Public: bytes.Clone(rsp.OutPublic.Bytes()), Private: rsp.OutPrivate.Buffer}
 		return nil
 	})
 	if err != nil {
-		return Object{}, fmt.Errorf("cannot create an object in the tpm: %w", err)
+		return blob.Object{}, fmt.Errorf("cannot create an object in the tpm: %w", err)
 	}
 	return object, nil
 }
@@ -108,7 +103,7 @@ func (d *Device) root(s tpm2.Session) tpm2.AuthHandle {
 }
 
 // load loads an object under the root; the caller flushes the handle.
-func (d *Device) load(object Object) (tpm2.NamedHandle, error) {
+func (d *Device) load(object blob.Object) (tpm2.NamedHandle, error) {
 	var handle tpm2.NamedHandle
 	err := d.withSession(hmacKind, nil, in, func(s tpm2.Session) error {
 		rsp, err := tpm2.Load{
@@ -129,7 +124,7 @@ func (d *Device) load(object Object) (tpm2.NamedHandle, error) {
 }
 
 // withLoaded calls fn with object loaded, and flushes it.
-func (d *Device) withLoaded(object Object, fn func(tpm2.NamedHandle) error) error {
+func (d *Device) withLoaded(object blob.Object, fn func(tpm2.NamedHandle) error) error {
 	handle, err := d.load(object)
 	if err != nil {
 		return err
@@ -139,7 +134,7 @@ func (d *Device) withLoaded(object Object, fn func(tpm2.NamedHandle) error) erro
 
 // Unseal opens a sealed object. The policy session is made, satisfied and
 // flushed within the call.
-func (d *Device) Unseal(object Object, proof *Proof, auth *secret.Bytes) (*secret.Bytes, error) {
+func (d *Device) Unseal(object blob.Object, proof *Proof, auth *secret.Bytes) (*secret.Bytes, error) {
 	var data *secret.Bytes
 	err := d.withLoaded(object, func(handle tpm2.NamedHandle) error {
 		return d.withSession(policyKind, auth.Reveal(), out, func(s tpm2.Session) error {
@@ -315,7 +310,7 @@ type SigningKey struct {
 }
 
 // LoadKey loads a key that CreateKey made. It borrows auth until Close.
-func (d *Device) LoadKey(object Object, auth *secret.Bytes) (*SigningKey, error) {
+func (d *Device) LoadKey(object blob.Object, auth *secret.Bytes) (*SigningKey, error) {
 	public, err := KeyPublic(object)
 	if err != nil {
 		return nil, err
@@ -328,7 +323,7 @@ func (d *Device) LoadKey(object Object, auth *secret.Bytes) (*SigningKey, error)
 }
 
 // KeyPublic returns the public key of an object that CreateKey made.
-func KeyPublic(object Object) (*ecdsa.PublicKey, error) {
+func KeyPublic(object blob.Object) (*ecdsa.PublicKey, error) {
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](object.Public)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the key's public part: %w", err)

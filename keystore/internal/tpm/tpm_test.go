@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"rempart/internal/secret"
+	"rempart/keystore/blob"
 	"rempart/keystore/internal/tpmtest"
 	"rempart/keystore/policy"
 )
@@ -88,7 +89,7 @@ type sealed struct {
 	d       *Device
 	key     *ecdsa.PrivateKey
 	alive   uint64
-	object  Object
+	object  blob.Object
 	pin     *secret.Bytes
 	content []byte
 	pol     [32]byte

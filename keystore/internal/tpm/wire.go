@@ -104,6 +104,24 @@ func busy(response []byte) bool {
 	return false
 }
 
+// Check finds out, without a command, whether the stream has ended: between
+// commands a TPM has nothing to say. The error is ErrTPMGone.
+func (w *Wire) Check() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.broken != nil {
+		return w.broken
+	}
+	fds := []unix.PollFd{{Fd: int32(w.f.Fd()), Events: unix.POLLIN | unix.POLLRDHUP}}
+	n, err := unix.Poll(fds, 0)
+	if err != nil && err != unix.EINTR {
+		w.broken = fmt.Errorf("%w: cannot look at its stream: %w", ErrTPMGone, err)
+	} else if n > 0 {
+		w.broken = fmt.Errorf("%w: its stream has ended", ErrTPMGone)
+	}
+	return w.broken
+}
+
 // Close closes the descriptor. Later Sends fail with ErrTPMGone.
 func (w *Wire) Close() error {
 	w.mu.Lock()
