@@ -42,7 +42,7 @@ func (s Session) Marshal() []byte {
 		setup = "a=setup:passive\r\na=x-rempart-keying:" + strconv.Itoa(int(s.Keying)) + "\r\n"
 	}
 	return fmt.Appendf(nil, "v=0\r\no=- %d 1 IN %s %s\r\ns=-\r\nc=IN %s %s\r\nt=0 0\r\n"+
-		"m=audio %d RTP/SAVP 96\r\na=rtpmap:96 opus/48000/2\r\na=ptime:20\r\na=sendrecv\r\n%s",
+		"m=audio %d RTP/SAVP 111\r\na=rtpmap:111 opus/48000/2\r\na=ptime:20\r\na=sendrecv\r\n%s",
 		s.ID, family, s.Addr, family, s.Addr, s.RTP, setup)
 }
 
