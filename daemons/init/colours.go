@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"rempart/boot/stage"
+	"rempart/internal/journal"
+	"rempart/internal/link"
+	"rempart/internal/sandbox"
+)
+
+// quiet turns off what a kernel says on a link by itself (router solicitations, link-local addresses and with them MLD and
+// duplicate detection) and what it would take from one (router advertisements, redirects). ARP and ND answers are off too:
+// the floor and the gate drop them all; this keeps the drop counters for attackers.
+var quiet = map[string]string{
+	"net.ipv6.conf.default.accept_ra":            "0",
+	"net.ipv6.conf.default.autoconf":             "0",
+	"net.ipv6.conf.default.addr_gen_mode":        "1",
+	"net.ipv6.conf.default.router_solicitations": "0",
+	"net.ipv6.conf.default.dad_transmits":        "0",
+	"net.ipv6.conf.default.accept_redirects":     "0",
+	"net.ipv6.conf.all.forwarding":               "0",
+	"net.ipv4.conf.default.arp_ignore":           "8",
+	"net.ipv4.conf.default.accept_redirects":     "0",
+	"net.ipv4.conf.default.send_redirects":       "0",
+	"net.ipv4.conf.all.arp_ignore":               "8",
+	"net.ipv4.conf.all.accept_redirects":         "0",
+	"net.ipv4.conf.all.send_redirects":           "0",
+}
+
+// makeColours makes the cgroups, moves init into its own, and makes the namespaces. Init's own namespace stays as a dead end
+// for devices that appear while running.
+func (p *phone) makeColours(context.Context) (string, error) {
+	for _, name := range []string{"init", "egressd", "keyd", "tunneld", "voiced", "gatewayd", "shell", "apps"} {
+		dir := filepath.Join(cgroupDir, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+		f, err := os.Open(dir)
+		if err != nil {
+			return "", err
+		}
+		p.cgroups[name] = f
+	}
+	if err := os.WriteFile(filepath.Join(cgroupDir, "init/cgroup.procs"), []byte("0"), 0); err != nil {
+		return "", fmt.Errorf("cannot enter init's cgroup: %w", err)
+	}
+	self, err := link.Self()
+	if err != nil {
+		return "", err
+	}
+	defer self.Close()
+	for name, at := range map[string]**link.NS{"red": &p.red, "black": &p.black, "void": &p.void} {
+		ns, err := link.Create(filepath.Join(netnsDir, name))
+		if err != nil {
+			return "", err
+		}
+		*at = ns
+	}
+	for name, ns := range map[string]*link.NS{"init's own": self, "red": p.red, "black": p.black, "void": p.void} {
+		err := ns.Do(func() error {
+			for k, v := range quiet {
+				if err := link.Sysctl(k, v); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return "", fmt.Errorf("cannot quieten namespace %s: %w", name, err)
+		}
+	}
+	if err := p.red.Do(func() error { return link.SetUp("lo") }); err != nil {
+		return "", err
+	}
+	return "red, black and void namespaces; every later process is born in its own cgroup", nil
+}
+
+// installGuard puts the BPF LSM guard over this handset's cgroup. A kernel without BPF LSM leaves the other layers; the
+// report says so, and docs/known-limits.md what that costs.
+func (p *phone) installGuard(context.Context) (string, error) {
+	g, err := sandbox.InstallGuard(cgroupDir, filepath.Join(bpffsDir, "guard"))
+	if errors.Is(err, sandbox.ErrNoLSM) {
+		p.report.Guard = err.Error()
+		p.journal.Event(eventGuard, "lsm", journal.Failure, "reason", err.Error())
+		return "not there: " + err.Error(), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	p.guard = g
+	if err := p.trust(os.Getpid()); err != nil {
+		return "", err
+	}
+	if err := g.ReadBack(); err != nil {
+		return "", err
+	}
+	p.report.Guard = "in force"
+	p.journal.Event(eventGuard, "lsm", journal.Success)
+	return "only init and egressd may change links, open packet sockets or call bpf", nil
+}
+
+// trust names a process as supervisor to the guard.
+func (p *phone) trust(pid int) error {
+	if p.guard == nil {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("cannot name process %d to the guard: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	return p.guard.Trust(fd)
+}
+
+// listen makes the listening sockets of daemons. Init keeps them, so that a restarted daemon takes over its callers.
+func (p *phone) listen(names ...string) error {
+	for _, name := range names {
+		path := filepath.Join(runDir, name+".sock")
+		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			return fmt.Errorf("cannot listen for %s: %w", name, err)
+		}
+		// Anyone may knock: rights go by the peer's uid and cgroup, told by the kernel.
+		if err := os.Chmod(path, 0o666); err != nil {
+			return err
+		}
+		p.listeners[name] = ln
+	}
+	return nil
+}
+
+// own makes a folder for one daemon alone.
+func own(dir string, uid uint32) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return errors.Join(os.Chmod(dir, 0o700), os.Lchown(dir, int(uid), int(uid)))
+}
+
+// roleOf says in words which programs this image starts.
+func roleOf(role string) string {
+	names, err := stage.Daemons(role)
+	if err != nil {
+		return role
+	}
+	return role + ": " + strings.Join(names, ", ")
+}

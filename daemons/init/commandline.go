@@ -1,0 +1,91 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+)
+
+// radio is one black device as the board describes it. Nothing here is trusted: it is what DHCP would say. A wrong address
+// costs reachability, never the gate.
+type radio struct {
+	name       string
+	v4, v6     netip.Prefix
+	via4, via6 netip.Addr
+	viaMAC     net.HardwareAddr // permanent neighbour: there is no ARP and no ND on a black device
+}
+
+// maxRadios bounds the devices of one handset.
+const maxRadios = 8
+
+// parseCommandLine reads the radios from the kernel command line, words of the form
+// radio=DEVICE,V4/LEN,V6/LEN,VIA4,VIA6,VIAMAC. Other words belong to others and are passed over.
+func parseCommandLine(args []string) ([]radio, error) {
+	var radios []radio
+	seen := map[string]bool{}
+	for _, a := range args {
+		text, ok := strings.CutPrefix(a, "radio=")
+		if !ok {
+			continue
+		}
+		r, err := parseRadio(text)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the radio %q: %w", text, err)
+		}
+		if seen[r.name] || len(radios) == maxRadios {
+			return nil, fmt.Errorf("cannot read the radio %q: it is named twice or there are more than %d", text, maxRadios)
+		}
+		seen[r.name] = true
+		radios = append(radios, r)
+	}
+	return radios, nil
+}
+
+func parseRadio(text string) (radio, error) {
+	f := strings.Split(text, ",")
+	if len(f) != 6 {
+		return radio{}, fmt.Errorf("it has %d fields, want 6", len(f))
+	}
+	r := radio{name: f[0]}
+	if len(r.name) < 1 || len(r.name) > 15 || strings.ContainsAny(r.name, "/ \t\n:%") || r.name == "." || r.name == ".." {
+		return radio{}, fmt.Errorf("%q is not a device name", r.name)
+	}
+	var err error
+	if r.v4, err = prefix(f[1], true); err != nil {
+		return radio{}, err
+	}
+	if r.v6, err = prefix(f[2], false); err != nil {
+		return radio{}, err
+	}
+	if r.via4, err = addr(f[3], true); err != nil {
+		return radio{}, err
+	}
+	if r.via6, err = addr(f[4], false); err != nil {
+		return radio{}, err
+	}
+	if r.viaMAC, err = net.ParseMAC(f[5]); err != nil || len(r.viaMAC) != 6 {
+		return radio{}, fmt.Errorf("%q is not an Ethernet address", f[5])
+	}
+	return r, nil
+}
+
+func prefix(s string, v4 bool) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, err
+	}
+	_, err = addr(p.Addr().String(), v4)
+	return p, err
+}
+
+func addr(s string, v4 bool) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return a, err
+	}
+	if a.Is4() != v4 || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Is4In6() {
+		return a, fmt.Errorf("%s is not a unicast address of its family", a)
+	}
+	return a, nil
+}

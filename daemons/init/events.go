@@ -1,0 +1,18 @@
+package main
+
+import "rempart/internal/journal"
+
+// The audit events of init.
+const (
+	eventStep    journal.ID = "boot.step"       // subject: step
+	eventMeasure journal.ID = "boot.measure"    // subject: what was extended
+	eventStart   journal.ID = "daemon.start"    // subject: daemon
+	eventDeath   journal.ID = "daemon.death"    // subject: daemon
+	eventClose   journal.ID = "phone.close"     // subject: why
+	eventOpen    journal.ID = "phone.release"   // the policy's classes may be admitted again
+	eventDevice  journal.ID = "device.appeared" // subject: device
+	eventReread  journal.ID = "gate.readback"   // subject: device
+	eventWish    journal.ID = "tunnel.address"  // subject: address
+	eventEnd     journal.ID = "phone.end"       // subject: how
+	eventGuard   journal.ID = "guard.install"
+)

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rempart/internal/journal"
+	"rempart/internal/run"
+	"rempart/vpn/egress"
+)
+
+// rereadEvery is how often the gate is compared with what it should be, beside every change.
+const rereadEvery = 5 * time.Second
+
+// askTimeout bounds one question to egressd; after it egressd counts as dead and the floor takes over.
+const askTimeout = time.Second
+
+// loop supervises until ctx ends (run.ErrStopped) or the handset must restart (errRestart).
+func (p *phone) loop(ctx context.Context) error {
+	wishes, err := p.serveWishes(ctx)
+	if err != nil {
+		return err
+	}
+	devices, err := p.watchDevices(ctx)
+	if err != nil {
+		return err
+	}
+	again := make(chan string, 16)
+	tick := time.NewTicker(rereadEvery)
+	defer tick.Stop()
+	if p.sup.allUp() {
+		p.release(ctx, again)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return run.ErrStopped
+		case d := <-p.sup.deaths:
+			if err := p.died(d, again); err != nil {
+				return err
+			}
+		case name := <-again:
+			p.restart(ctx, name, again)
+		case w := <-wishes:
+			w.reply <- p.grant(w)
+			p.check(ctx)
+		case d := <-devices:
+			p.deviceChanged(d)
+		case <-tick.C:
+			p.check(ctx)
+		}
+		p.publish()
+	}
+}
+
+// died closes the phone first and thinks second.
+func (p *phone) died(d death, again chan string) error {
+	p.close(d.name + " died: " + exitText(d.status))
+	p.journal.Event(eventDeath, d.name, journal.Failure, "exit", exitText(d.status))
+	if d.name == "keyd" {
+		// Its boot secrets were opened once and are capped; only a new boot opens them again.
+		return fmt.Errorf("%w: keyd ended (%s)", errRestart, exitText(d.status))
+	}
+	p.later(p.sup.daemon(d.name).nextPause(), d.name, again)
+	return nil
+}
+
+func (p *phone) later(pause time.Duration, name string, again chan string) {
+	time.AfterFunc(pause, func() { again <- name })
+}
+
+// restart starts a dead daemon again; "" only tries to release the phone again.
+func (p *phone) restart(ctx context.Context, name string, again chan string) {
+	if name != "" {
+		if d := p.sup.daemon(name); p.sup.running(d) {
+			return
+		}
+		if err := p.sup.start(name); err != nil {
+			p.journal.Event(eventStart, name, journal.Failure, "reason", err.Error())
+			p.later(longPause, name, again)
+			return
+		}
+	}
+	if p.sup.allUp() {
+		p.release(ctx, again)
+	}
+}
+
+// close holds the phone at deny-all until release. It asks egressd, whose answer means that the kernel has it; if egressd
+// does not answer, the gate is severed so that the floor alone holds; if that fails too, the radios go down.
+func (p *phone) close(reason string) {
+	p.report.Closed, p.report.Reason = true, reason
+	p.journal.Event(eventClose, reason, journal.Success)
+	if p.gate == nil || p.severed {
+		return
+	}
+	if d := p.sup.daemon("egressd"); p.sup.running(d) {
+		ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
+		defer cancel()
+		_, err := p.gate.Table(ctx, egress.DenyAll())
+		if err == nil {
+			return
+		}
+		p.journal.Event(eventClose, "egressd", journal.Failure, "reason", err.Error())
+		// It lives but does not do as told: it must not come back to life later and re-admit.
+		p.sup.signal(d, unix.SIGKILL)
+	}
+	if err := p.sever(); err != nil {
+		p.journal.Event(eventClose, "gate", journal.Failure, "reason", err.Error())
+		if err := p.lowerRadios(); err != nil {
+			p.journal.Event(eventClose, "radios", journal.Failure, "reason", err.Error())
+		}
+	}
+}
+
+// release lets tunneld ask for its gateway again, once every daemon runs and the closed gate was read back.
+func (p *phone) release(ctx context.Context, again chan string) {
+	err := func() error {
+		ask, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		if p.severed {
+			if err := p.attachGate(ask); err != nil {
+				return err
+			}
+		} else if err := p.readBack(egress.DenyAll()); err != nil {
+			return err
+		}
+		_, err := p.gate.Table(ask, p.table)
+		return err
+	}()
+	if err != nil {
+		p.close(err.Error())
+		p.later(250*time.Millisecond, "", again)
+		return
+	}
+	p.report.Closed, p.report.Reason = false, ""
+	p.journal.Event(eventOpen, "all daemons run", journal.Success)
+}
+
+// check reads back the gate against what egressd says is admitted, which must be a row of the signed table. On a difference
+// the radios go down first.
+func (p *phone) check(ctx context.Context) {
+	if p.severed {
+		return
+	}
+	ask, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	err := func() error {
+		s, err := p.gate.Status(ask)
+		if err != nil {
+			return err
+		}
+		want := egress.DenyAll()
+		if !p.report.Closed && s.Admitted != "" {
+			want = p.table.For(s.Admitted)
+		}
+		err = p.readBack(want)
+		if err != nil {
+			// A swap between the question and the reading is not a difference: ask once more.
+			if s2, err2 := p.gate.Status(ask); err2 == nil && s2.Digest != s.Digest {
+				want = egress.DenyAll()
+				if s2.Admitted != "" {
+					want = p.table.For(s2.Admitted)
+				}
+				err = p.readBack(want)
+			}
+		}
+		return err
+	}()
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	if lowered := p.lowerRadios(); lowered != nil {
+		p.journal.Event(eventClose, "radios", journal.Failure, "reason", lowered.Error())
+	}
+	p.close("the gate is not what it should be: " + err.Error())
+	p.journal.Event(eventEnd, "radios are down until a restart", journal.Failure, "reason", err.Error())
+}
+
+// shutdown ends the phone in order: closed, daemons down (keyd last but one, so that the TPM is shut down cleanly), links down.
+func (p *phone) shutdown(how string) {
+	p.journal.Event(eventEnd, how, journal.Success)
+	p.close("shutting down")
+	p.sup.end(2 * time.Second)
+	if p.black != nil {
+		if err := p.lowerRadios(); err != nil {
+			p.journal.Event(eventEnd, "radios", journal.Failure, "reason", err.Error())
+		}
+	}
+	p.publish()
+}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+
+	"rempart/boot/manifest"
+	"rempart/boot/measure"
+	"rempart/boot/report"
+	"rempart/internal/journal"
+	"rempart/internal/link"
+	"rempart/internal/sandbox"
+	"rempart/keystore/extend"
+	"rempart/vpn/egress"
+	"rempart/vpn/egress/ask"
+)
+
+// errRestart asks for a restart of the whole handset: the keystore is gone and its boot secrets are capped.
+var errRestart = errors.New("the handset must restart")
+
+// Places inside the handset.
+const (
+	runDir    = "/run/rempart"
+	netnsDir  = "/run/netns"
+	stateDir  = "/state"
+	confDir   = "/etc/rempart"
+	bpffsDir  = "/sys/fs/bpf"
+	cgroupDir = "/sys/fs/cgroup"
+	audioDir  = "/dev/rempart-audio"
+)
+
+// phone is everything init knows. After the boot only the goroutine of loop uses it.
+type phone struct {
+	root    string // "" on a handset; a test gives another root for what is published
+	journal *journal.Journal
+	console *console
+	report  record
+	radios  []radio
+
+	red, black, void *link.NS
+	cgroups          map[string]*os.File
+	listeners        map[string]*net.UnixListener
+	guard            *sandbox.Guard
+
+	tpm       *os.File // nil once keyd has it
+	door      *extend.Door
+	log       *measure.Log
+	eventFile *os.File
+	measured  map[string][32]byte
+
+	policy  *manifest.Policy
+	table   egress.Policy
+	gate    *ask.Client
+	severed bool // the gate links are off and the floor alone holds
+	tun     *os.File
+
+	sup *supervisor
+}
+
+func newPhone(started int64, j *journal.Journal, tpm *os.File, radios []radio) *phone {
+	p := &phone{journal: j, tpm: tpm, radios: radios, cgroups: map[string]*os.File{}, listeners: map[string]*net.UnixListener{}, measured: map[string][32]byte{}}
+	p.report.StartedNS = started
+	p.report.Closed, p.report.Reason = true, "booting"
+	p.sup = newSupervisor(p)
+	return p
+}
+
+// runPhone boots, then supervises until ctx ends or the handset must restart.
+func runPhone(ctx context.Context, p *phone) error {
+	if err := os.MkdirAll(filepath.Join(p.root, runDir), 0o755); err != nil {
+		return err
+	}
+	c, err := openConsole(os.Stderr, filepath.Join(p.root, report.JournalPath))
+	if err != nil {
+		return err
+	}
+	p.console = c
+	p.journal = journal.New(c, "init")
+	p.sup.reap()
+	if err := p.boot(ctx); err != nil {
+		p.shutdown("boot stopped")
+		return err
+	}
+	err = p.loop(ctx)
+	p.shutdown(err.Error())
+	return err
+}
+
+// blackDo runs fn on a thread in the black namespace.
+func (p *phone) blackDo(fn func() error) error { return p.black.Do(fn) }

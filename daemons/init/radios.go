@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"rempart/boot/report"
+	"rempart/internal/journal"
+	"rempart/internal/link"
+	"rempart/internal/run"
+	"rempart/vpn/egress"
+	"rempart/vpn/egress/ask"
+	"rempart/vpn/enforce"
+)
+
+// layFloor moves every radio to black while it is down and puts the drop-all classifier on it there.
+func (p *phone) layFloor(context.Context) (string, error) {
+	devices, err := link.List()
+	if err != nil {
+		return "", err
+	}
+	var names []string
+	for _, d := range devices {
+		if d.Name == "lo" {
+			continue
+		}
+		if d.Up {
+			return "", fmt.Errorf("device %s is already up", d.Name)
+		}
+	}
+	for _, r := range p.radios {
+		if _, err := link.Index(r.name); err != nil {
+			return "", run.Hint(err, "the command line names a radio that this board does not have")
+		}
+		if err := link.MoveTo(r.name, p.black); err != nil {
+			return "", err
+		}
+		err := p.blackDo(func() error {
+			i, err := link.Index(r.name)
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(enforce.AttachFloor(i), enforce.FloorInForce(i)); err != nil {
+				return err
+			}
+			p.report.Devices = append(p.report.Devices, report.Device{Name: r.name, Index: i, Floor: true, Gate: "none yet"})
+			return nil
+		})
+		if err != nil {
+			return "", fmt.Errorf("cannot lay the floor under %s: %w", r.name, err)
+		}
+		names = append(names, r.name)
+	}
+	return strings.Join(names, ", ") + ": drop all, both directions, device down", nil
+}
+
+// raiseGate measures and starts egressd, has it attach its deny-all gate, and reads back what the kernel says.
+func (p *phone) raiseGate(ctx context.Context) (string, error) {
+	if err := p.openLog(); err != nil {
+		return "", err
+	}
+	if err := p.measureNamed("egressd"); err != nil {
+		return "", err
+	}
+	if err := own(filepath.Join(bpffsDir, "gate"), uidEgressd); err != nil {
+		return "", err
+	}
+	if err := p.listen("egressd"); err != nil {
+		return "", err
+	}
+	if err := p.sup.start("egressd"); err != nil {
+		return "", err
+	}
+	if err := p.attachGate(ctx); err != nil {
+		return "", err
+	}
+	return "deny-all attached by egressd, read back by init from kernel ids", nil
+}
+
+// attachGate connects to egressd and puts its deny-all gate on every radio.
+func (p *phone) attachGate(ctx context.Context) error {
+	if p.gate != nil {
+		if err := p.gate.Close(); err != nil {
+			p.journal.Event("gate.connection", "egressd", journal.Failure, "reason", err.Error())
+		}
+	}
+	c, err := ask.Dial(filepath.Join(runDir, "egressd.sock"))
+	if err != nil {
+		return err
+	}
+	p.gate = c
+	for _, d := range p.report.Devices {
+		if _, err := c.Attach(ctx, d.Index); err != nil {
+			return fmt.Errorf("cannot put the gate on %s: %w", d.Name, err)
+		}
+	}
+	p.severed = false
+	return p.readBack(egress.DenyAll())
+}
+
+// readBack compares what the kernel has on every radio with want, floor included.
+func (p *phone) readBack(want egress.Policy) error {
+	var all error
+	for i := range p.report.Devices {
+		d := &p.report.Devices[i]
+		var got enforce.Report
+		err := p.blackDo(func() error {
+			var err error
+			if got, err = enforce.ReadBack(d.Index, want); err != nil {
+				return err
+			}
+			return errors.Join(got.Err(), enforce.FloorInForce(d.Index))
+		})
+		d.ReadNS, d.InForce = mono(), err == nil
+		if err != nil {
+			d.Gate = err.Error()
+			p.journal.Event(eventReread, d.Name, journal.Failure, "reason", err.Error())
+			all = errors.Join(all, fmt.Errorf("gate of %s: %w", d.Name, err))
+			continue
+		}
+		state := "deny-all"
+		if len(want.Classes) > 0 {
+			state = fmt.Sprintf("admits %d classes", len(want.Classes))
+		}
+		d.Gate = fmt.Sprintf("%s, policy %x, programs %d and %d, %s", state, got.Digest[:4], got.Programs[0], got.Programs[1], got.Hook)
+		p.journal.Event(eventReread, d.Name, journal.Success, "state", d.Gate)
+	}
+	return all
+}
+
+// raiseRadios gives each radio its address and brings it up, behind the closed gate that was just read back.
+func (p *phone) raiseRadios(context.Context) (string, error) {
+	if err := p.readBack(egress.DenyAll()); err != nil {
+		return "", err
+	}
+	var said []string
+	for i, r := range p.radios {
+		if err := p.blackDo(func() error { return raise(r) }); err != nil {
+			return "", err
+		}
+		p.report.Devices[i].Up = true
+		p.report.Devices[i].Addresses = []string{r.v4.String(), r.v6.String()}
+		said = append(said, fmt.Sprintf("%s up as %s, %s", r.name, r.v4.Addr(), r.v6.Addr()))
+	}
+	return strings.Join(said, "; "), nil
+}
+
+// raise configures one radio in the calling thread's namespace. The address has no on-link prefix: everything goes to the one
+// next hop, whose link address is given, as on a point-to-point modem link.
+func raise(r radio) error {
+	for _, a := range []netip.Addr{r.v4.Addr(), r.v6.Addr()} {
+		if err := link.AddAddr(r.name, netip.PrefixFrom(a, a.BitLen())); err != nil {
+			return err
+		}
+	}
+	if err := link.SetUp(r.name); err != nil {
+		return err
+	}
+	for _, via := range []netip.Addr{r.via4, r.via6} {
+		if err := link.AddNeighbour(r.name, via, r.viaMAC); err != nil {
+			return err
+		}
+		if err := link.AddRoute(link.Route{To: netip.PrefixFrom(via, via.BitLen()), Device: r.name}); err != nil {
+			return err
+		}
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if via.Is6() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		if err := link.AddRoute(link.Route{To: all, Device: r.name, Via: via}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lowerRadios takes every radio down: the last resort, and the first act on a difference.
+func (p *phone) lowerRadios() error {
+	var all error
+	for i := range p.report.Devices {
+		d := &p.report.Devices[i]
+		if err := p.blackDo(func() error { return link.SetDown(d.Name) }); err != nil {
+			all = errors.Join(all, err)
+			continue
+		}
+		d.Up = false
+	}
+	return all
+}
+
+// sever takes the gate off every radio so that the floor alone holds. It needs no egressd.
+func (p *phone) sever() error {
+	var all error
+	for _, d := range p.report.Devices {
+		all = errors.Join(all, p.blackDo(func() error { return enforce.Sever(d.Index) }))
+	}
+	p.severed = true
+	return all
+}

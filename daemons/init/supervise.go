@@ -1,0 +1,240 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rempart/boot/report"
+	"rempart/internal/journal"
+	"rempart/internal/link"
+	"rempart/internal/sandbox"
+)
+
+// The uids of the daemons; each also names a group.
+const (
+	uidEgressd  = 901
+	uidKeyd     = 902
+	uidTunneld  = 903
+	uidVoiced   = 904
+	uidGatewayd = 905
+	uidShell    = 1000
+)
+
+// The pauses before a dead daemon is started again: the first, the longest, and how long it must live for the first again.
+const (
+	firstPause  = 20 * time.Millisecond
+	longPause   = 5 * time.Second
+	steadyAfter = 10 * time.Second
+)
+
+// daemon is one row of the table of processes: one row, one privilege set.
+type daemon struct {
+	name  string
+	uid   uint32
+	ns    func() *link.NS
+	caps  []int
+	files func() []sandbox.Handed // beside its listening socket
+	state                         // of the running process
+}
+
+type state struct {
+	pid      int // 0 when down
+	started  bool
+	restarts int
+	since    int64
+	pause    time.Duration
+	lastExit string
+}
+
+// death is a child's end.
+type death struct {
+	name   string
+	status unix.WaitStatus
+}
+
+// supervisor starts daemons and learns of their ends. It is PID 1's: it reaps every process of the handset.
+type supervisor struct {
+	phone  *phone
+	mu     sync.Mutex // holds off the reaper while a child is being started and entered
+	table  []*daemon
+	deaths chan death
+}
+
+func newSupervisor(p *phone) *supervisor {
+	black := func() *link.NS { return p.black }
+	red := func() *link.NS { return p.red }
+	void := func() *link.NS { return p.void }
+	none := func() []sandbox.Handed { return nil }
+	return &supervisor{phone: p, deaths: make(chan death, 64), table: []*daemon{
+		{name: "egressd", uid: uidEgressd, ns: black, caps: []int{unix.CAP_NET_ADMIN, unix.CAP_BPF}, files: none},
+		{name: "keyd", uid: uidKeyd, ns: void, files: func() []sandbox.Handed { return []sandbox.Handed{{Name: "tpm", File: p.tpm}} }},
+		{name: "tunneld", uid: uidTunneld, ns: black, files: func() []sandbox.Handed { return []sandbox.Handed{{Name: "tun", File: p.tun}} }},
+		{name: "voiced", uid: uidVoiced, ns: red, files: none},
+		{name: "gatewayd", uid: uidGatewayd, ns: red, files: none},
+	}}
+}
+
+func (s *supervisor) daemon(name string) *daemon {
+	for _, d := range s.table {
+		if d.name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+// start measures again what was measured, then starts the daemon. Its listening socket must exist.
+func (s *supervisor) start(name string) error {
+	p, d := s.phone, s.daemon(name)
+	if d == nil {
+		return fmt.Errorf("cannot start %s: it is not in the table of processes", name)
+	}
+	if err := p.unchanged(name); err != nil {
+		return err
+	}
+	ln, err := p.listeners[name].File()
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	s.mu.Lock()
+	proc, err := sandbox.Start(sandbox.Spec{
+		Path: filepath.Join("/bin", name), UID: d.uid, Capabilities: d.caps, NetNS: d.ns().FD(), Cgroup: p.cgroups[name],
+		Files: append([]sandbox.Handed{{Name: name, File: ln}}, d.files()...), Stderr: w,
+	})
+	if err != nil {
+		s.mu.Unlock()
+		return errors.Join(err, r.Close())
+	}
+	if d.started {
+		d.restarts++
+	}
+	d.pid, d.started, d.since = proc.Pid, true, mono()
+	if name == "egressd" {
+		err = p.trust(proc.Pid)
+	}
+	s.mu.Unlock()
+	// The reaper waits for every child; this handle would only keep a descriptor.
+	err = errors.Join(err, proc.Release())
+	go p.console.collect(name, r)
+	p.journal.Event(eventStart, name, journal.Success, "pid", fmt.Sprint(d.pid), "restarts", fmt.Sprint(d.restarts))
+	return err
+}
+
+// reap collects ended processes for ever: children of this table become events, orphans that the kernel gave us vanish.
+func (s *supervisor) reap() {
+	child := make(chan os.Signal, 1)
+	signal.Notify(child, unix.SIGCHLD)
+	go func() {
+		for range child {
+			for s.reapOne() {
+			}
+		}
+	}()
+}
+
+func (s *supervisor) reapOne() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var status unix.WaitStatus
+	pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+	if errors.Is(err, unix.EINTR) {
+		return true
+	}
+	if err != nil || pid <= 0 {
+		return false
+	}
+	for _, d := range s.table {
+		if d.pid == pid {
+			d.pid, d.lastExit = 0, exitText(status)
+			select {
+			case s.deaths <- death{d.name, status}:
+			default:
+				// 64 unread deaths: the loop is not reading any more, the phone is going down.
+			}
+		}
+	}
+	return true
+}
+
+func exitText(w unix.WaitStatus) string {
+	if w.Signaled() {
+		return "killed by " + unix.SignalName(w.Signal())
+	}
+	return fmt.Sprintf("exit code %d", w.ExitStatus())
+}
+
+// pause returns how long to wait before the next start of d, from 20 ms doubling to 5 s.
+func (d *daemon) nextPause() time.Duration {
+	if time.Duration(mono()-d.since) > steadyAfter || d.pause == 0 {
+		d.pause = firstPause
+	} else {
+		d.pause = min(2*d.pause, longPause)
+	}
+	return d.pause
+}
+
+// allUp tells whether every daemon that was ever started runs.
+func (s *supervisor) allUp() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.table {
+		if d.started && d.pid == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *supervisor) report() []report.Daemon {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []report.Daemon
+	for _, d := range s.table {
+		if d.started {
+			all = append(all, report.Daemon{Name: d.name, PID: d.pid, Running: d.pid != 0, Restarts: d.restarts, SinceNS: d.since, LastExit: d.lastExit})
+		}
+	}
+	return all
+}
+
+// end stops the daemons one after another, the youngest first: SIGTERM, then after limit SIGKILL.
+func (s *supervisor) end(limit time.Duration) {
+	for i := len(s.table) - 1; i >= 0; i-- {
+		d := s.table[i]
+		s.signal(d, unix.SIGTERM)
+		for until := time.Now().Add(limit); time.Now().Before(until) && s.running(d); {
+			time.Sleep(2 * time.Millisecond)
+		}
+		s.signal(d, unix.SIGKILL)
+	}
+}
+
+func (s *supervisor) running(d *daemon) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return d.pid != 0
+}
+
+func (s *supervisor) signal(d *daemon, sig unix.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d.pid == 0 {
+		return
+	}
+	if err := unix.Kill(d.pid, sig); err != nil {
+		s.phone.journal.Event("daemon.signal", d.name, journal.Failure, "reason", err.Error())
+	}
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"rempart/boot/manifest"
+	"rempart/internal/journal"
+	"rempart/internal/link"
+	"rempart/internal/sock"
+	"rempart/internal/wish"
+)
+
+// tunnelDevice is the one door between red and black.
+const tunnelDevice = "wg0"
+
+// startTunnel makes wg0 in red, without an address yet, and starts tunneld in black with its descriptor.
+func (p *phone) startTunnel(context.Context) (string, error) {
+	err := p.red.Do(func() error {
+		f, err := link.OpenTUN(tunnelDevice)
+		if err != nil {
+			return err
+		}
+		p.tun = f
+		return link.SetMTU(tunnelDevice, 1420)
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := p.listen("tunneld", "init"); err != nil {
+		return "", err
+	}
+	if err := p.sup.start("tunneld"); err != nil {
+		return "", err
+	}
+	return "wg0 in red, its descriptor with tunneld in black, which holds no capability", nil
+}
+
+// startApps starts what speaks in red.
+func (p *phone) startApps(context.Context) (string, error) {
+	if p.policy.Role == manifest.RoleGateway {
+		if err := own(filepath.Join(stateDir, "gatewayd"), uidGatewayd); err != nil {
+			return "", err
+		}
+		err := p.red.Do(func() error {
+			return errors.Join(
+				link.Sysctl("net.ipv4.ip_unprivileged_port_start", "80"), // gatewayd has no capability and serves 80
+				link.Sysctl("net.ipv4.ip_forward", "1"),                  // handset to handset, inside the tunnel
+				link.Sysctl("net.ipv6.conf.all.forwarding", "1"),
+			)
+		})
+		if err != nil {
+			return "", err
+		}
+		return p.startApp("gatewayd")
+	}
+	if err := own(filepath.Join(stateDir, "voiced"), uidVoiced); err != nil {
+		return "", err
+	}
+	if err := own(audioDir, uidVoiced); err != nil {
+		return "", err
+	}
+	return p.startApp("voiced")
+}
+
+func (p *phone) startApp(name string) (string, error) {
+	if err := p.listen(name); err != nil {
+		return "", err
+	}
+	if err := p.sup.start(name); err != nil {
+		return "", err
+	}
+	return name + " in red, no capability", nil
+}
+
+// wished is an address wish that waits for the loop's answer.
+type wished struct {
+	prefixes []netip.Prefix
+	reply    chan error
+}
+
+// serveWishes answers init.sock. Only tunneld may wish.
+func (p *phone) serveWishes(ctx context.Context) (<-chan wished, error) {
+	ln, ok := p.listeners["init"]
+	if !ok {
+		return nil, errors.New("cannot serve wishes: there is no socket for them")
+	}
+	out := make(chan wished)
+	go func() {
+		err := sock.AcceptLoop(ln, 4, func(c *net.UnixConn) {
+			peer, err := sock.PeerOf(c)
+			if err != nil || !peer.Is(uidTunneld, "/tunneld") {
+				p.journal.Event(eventWish, peer.String(), journal.Refused, "reason", fmt.Sprint(err))
+				c.Close()
+				return
+			}
+			wish.Serve(c, func(prefixes []netip.Prefix) error {
+				w := wished{prefixes, make(chan error, 1)}
+				select {
+				case out <- w:
+					return <-w.reply
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			})
+		})
+		p.journal.Event(eventWish, "init.sock", journal.Failure, "reason", err.Error())
+	}()
+	return out, nil
+}
+
+// grant gives wg0 the addresses that tunneld read from this device's certificate, if the policy's network holds them, and
+// routes that network, nothing else, into the tunnel.
+func (p *phone) grant(w wished) error {
+	err := p.setInner(w.prefixes)
+	outcome, reason := journal.Success, ""
+	if err != nil {
+		outcome, reason = journal.Refused, err.Error()
+	}
+	p.journal.Event(eventWish, fmt.Sprint(w.prefixes), outcome, "reason", reason)
+	return err
+}
+
+func (p *phone) setInner(prefixes []netip.Prefix) error {
+	network, ok := p.policy.Network(tunnelDevice)
+	if !ok {
+		return fmt.Errorf("cannot address %s: the policy has no such network", tunnelDevice)
+	}
+	for _, w := range prefixes {
+		inside := false
+		for _, n := range network.Inner {
+			inside = inside || n.Contains(w.Addr())
+		}
+		if !inside {
+			return fmt.Errorf("cannot address %s: %s is not in the policy's network", tunnelDevice, w.Addr())
+		}
+	}
+	return p.red.Do(func() error {
+		for _, w := range prefixes {
+			if err := link.AddAddr(tunnelDevice, netip.PrefixFrom(w.Addr(), w.Addr().BitLen())); err != nil && !errors.Is(err, os.ErrExist) {
+				return err
+			}
+		}
+		if err := link.SetUp(tunnelDevice); err != nil {
+			return err
+		}
+		for _, n := range network.Inner {
+			if err := link.AddRoute(link.Route{To: n.Masked(), Device: tunnelDevice}); err != nil && !strings.Contains(err.Error(), "exists") {
+				return err
+			}
+		}
+		return nil
+	})
+}
