@@ -34,7 +34,7 @@ type fakeBoard struct {
 	plugged chan struct{}
 	tunnel  uint64
 	drops   uint64
-	pending []byte // comes out at the next event
+	pending [][]byte // come out at the next event
 	log     *[]string
 	twins   *int
 }
@@ -168,7 +168,7 @@ func (b *fakeBoard) send(where Where, j attack.Job, p *fakeProcess) {
 	if b.free(where, j) {
 		if b.fault.late && b.stripped == nil {
 			b.mu.Lock()
-			b.pending = j.Marker[:]
+			b.pending = append(b.pending, j.Marker[:])
 			b.mu.Unlock()
 		} else {
 			b.air(j.Marker[:])
@@ -233,8 +233,8 @@ func (b *fakeBoard) KillDaemon(_ context.Context, name string) error {
 	b.mu.Lock()
 	late := b.pending
 	b.mu.Unlock()
-	if late != nil {
-		b.air(late)
+	for _, m := range late {
+		b.air(m)
 	}
 	if b.fault.stray && b.stripped == nil {
 		b.air([]byte("nobody's frame"))

@@ -4,10 +4,14 @@ import (
 	"context"
 	"encoding/binary"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// xdpBusy is how long to wait for a queue that is being freed.
+const xdpBusy = 3 * time.Second
 
 // Sizes of the AF_XDP rings and frames: the smallest the kernel takes.
 const (
@@ -88,10 +92,18 @@ func (x *xdp) setUp(fd, index int) (string, error) {
 	if err != nil {
 		return "XDP ring mmap", err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrXDP{Ifindex: uint32(index), Flags: unix.XDP_COPY}); err != nil {
-		return "AF_XDP bind", err
+	// The kernel frees the queue of a closed AF_XDP socket later, from a work
+	// queue: a device that the last attempt has just left is busy for a moment,
+	// and that is no refusal.
+	for end := time.Now().Add(xdpBusy); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Bind(fd, &unix.SockaddrXDP{Ifindex: uint32(index), Flags: unix.XDP_COPY})
+		if err == nil {
+			return "", nil
+		}
+		if err != unix.EBUSY || time.Now().After(end) {
+			return "AF_XDP bind", err
+		}
 	}
-	return "", nil
 }
 
 // send puts one frame on the ring and kicks the kernel. A ring is never reused:
