@@ -70,6 +70,11 @@ func Check(doc []byte) error {
 	return err
 }
 
+// Read returns the policy of a document that passes [Check]. It says nothing
+// about who wrote the document: it is for tools at a desk, and a handset uses
+// [Open].
+func Read(doc []byte) (*Policy, error) { return readDocument(doc) }
+
 // Faults returns the single faults of an error of [Check] or [Open], in the
 // order of their lines.
 func Faults(err error) []*strictconf.Error {
