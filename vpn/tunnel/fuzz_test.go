@@ -98,7 +98,6 @@ func (g *gate) run(t *testing.T, s State, effects []Effect, fail bool) {
 
 func TestWatch(t *testing.T) {
 	var w Watch
-	w.Reset(epoch)
 	at := func(d time.Duration) time.Time { return epoch.Add(d) }
 	steps := []struct {
 		name  string
@@ -106,7 +105,7 @@ func TestWatch(t *testing.T) {
 		s     Sample
 		want  Kind // kinds means nothing
 	}{
-		{"old handshake", Connecting, Sample{At: at(1), Handshake: epoch}, kinds},
+		{"no handshake", Connecting, Sample{At: at(1)}, kinds},
 		{"unreachable", Connecting, Sample{At: at(2), Unreachable: "no route"}, EndpointUnreachable},
 		{"handshake", Connecting, Sample{At: at(3), Handshake: at(3), Received: 92}, HandshakeSeen},
 		{"same handshake", Up, Sample{At: at(4), Handshake: at(3), Received: 92}, kinds},
@@ -119,7 +118,10 @@ func TestWatch(t *testing.T) {
 		{"idle", Up, Sample{At: at(212 * time.Second), Handshake: at(33 * time.Second), Received: 300, Data: 12}, kinds},
 		{"too old", Up, Sample{At: at(213 * time.Second), Handshake: at(33 * time.Second), Received: 300, Data: 12}, HandshakeStale},
 		{"stale already", Stale, Sample{At: at(214 * time.Second), Handshake: at(33 * time.Second), Received: 300, Data: 12}, kinds},
-		{"closed", Closed, Sample{At: at(215 * time.Second), Handshake: at(215 * time.Second)}, kinds},
+		{"the clock was set back", Stale, Sample{At: at(215 * time.Second), Handshake: at(-time.Hour), Received: 400, Data: 12}, HandshakeSeen},
+		{"fresh by our own time", Up, Sample{At: at(394 * time.Second), Handshake: at(-time.Hour), Received: 400, Data: 12}, kinds},
+		{"and then too old", Up, Sample{At: at(395 * time.Second), Handshake: at(-time.Hour), Received: 400, Data: 12}, HandshakeStale},
+		{"closed", Closed, Sample{At: at(396 * time.Second), Handshake: at(215 * time.Second)}, kinds},
 	}
 	for _, st := range steps {
 		e, ok := w.Next(st.phase, st.s)

@@ -17,17 +17,17 @@ type Sample struct {
 }
 
 // Watch turns samples into events. The zero value is ready; it is no part of
-// the State because it decides nothing. Reset it with each attempt.
+// the State because it decides nothing. Make a new one with each attempt.
+//
+// Ages are taken between samples' own times, never from the handshake's: that
+// one is a wall clock's, which may be set.
 type Watch struct {
-	handshake time.Time
+	handshake time.Time // as the device last told it
+	seen      time.Time // when it was first told
 	received  uint64
 	data      uint64
 	asked     time.Time // when data was first sent with nothing received since
 }
-
-// Reset forgets the last attempt. A handshake not after seen is not reported
-// again.
-func (w *Watch) Reset(seen time.Time) { *w = Watch{handshake: seen} }
 
 // Next says what a sample means in a phase; false means nothing new.
 func (w *Watch) Next(p Phase, s Sample) (Event, bool) {
@@ -39,8 +39,8 @@ func (w *Watch) Next(p Phase, s Sample) (Event, bool) {
 			w.asked = s.At
 		}
 	}
-	if s.Handshake.After(w.handshake) {
-		w.handshake, w.asked = s.Handshake, time.Time{}
+	if !s.Handshake.IsZero() && !s.Handshake.Equal(w.handshake) {
+		w.handshake, w.seen, w.asked = s.Handshake, s.At, time.Time{}
 		if p == Connecting || p == Up || p == Stale || p == Listening {
 			return Event{Kind: HandshakeSeen, At: s.At, Handshake: s.Handshake}, true
 		}
@@ -56,7 +56,7 @@ func (w *Watch) Next(p Phase, s Sample) (Event, bool) {
 		case !w.asked.IsZero() && s.At.Sub(w.asked) >= SilentAfter:
 			w.asked = time.Time{}
 			return Event{Kind: HandshakeStale, At: s.At, Why: "nothing received for 15 s while sending"}, true
-		case s.At.Sub(w.handshake) >= RejectAfter:
+		case s.At.Sub(w.seen) >= RejectAfter:
 			return Event{Kind: HandshakeStale, At: s.At, Why: "no handshake for 180 s"}, true
 		}
 	}
