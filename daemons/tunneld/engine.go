@@ -74,8 +74,9 @@ func (e *engine) run(ctx context.Context) error {
 	defer poll.Stop()
 	check := time.NewTicker(checkGate)
 	defer check.Stop()
-	for {
+	for every := pollUp; ; {
 		e.show()
+		looked := false
 		select {
 		case <-ctx.Done():
 			stop()
@@ -95,12 +96,17 @@ func (e *engine) run(ctx context.Context) error {
 			e.take(fetching, tunnel.Event{Kind: tunnel.DeviceFailed, At: time.Now(), Why: "the tunnel device is gone"})
 		case <-poll.C:
 			e.look(fetching)
+			looked = true
 		case <-check.C:
 			e.checkGate(fetching)
 		case r := <-e.requests:
 			r.answer <- e.setPeers(r.peers)
 		}
-		poll.Reset(e.interval())
+		// Not at each turn: what comes as often as the poll would put it off for ever.
+		if now := e.interval(); looked || now != every {
+			every = now
+			poll.Reset(every)
+		}
 	}
 }
 
