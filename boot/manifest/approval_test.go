@@ -143,6 +143,11 @@ func TestLoadFrom(t *testing.T) {
 	if _, err := LoadApproval(dir, p); err != nil {
 		t.Errorf("approval: %v", err)
 	}
+	next := *p
+	next.Serial++
+	if _, err := LoadApproval(dir, &next); !errors.Is(err, ErrInvalid) {
+		t.Errorf("an approval of another serial: %v, want %v", err, ErrInvalid)
+	}
 	write(dir, ApprovalFile, marshal(t, approval(t, w.policy)))
 	if _, err := LoadApproval(dir, p); !errors.Is(err, ErrWrongKey) {
 		t.Errorf("an approval by the policy's key: %v, want %v", err, ErrWrongKey)

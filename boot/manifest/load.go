@@ -44,6 +44,8 @@ func LoadFrom(dir string) (*Policy, []byte, error) {
 }
 
 // LoadApproval reads dir/approval and verifies it by the policy's image keys.
+// Its serial must be the policy's: init asks the floor about one and the TPM
+// about the other, and they may not answer differently.
 func LoadApproval(dir string, p *Policy) (*Approval, error) {
 	data, err := readBounded(filepath.Join(dir, ApprovalFile), MaxApproval)
 	if err != nil {
@@ -53,7 +55,14 @@ func LoadApproval(dir string, p *Policy) (*Approval, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the policy's image keys: %w: %w", ErrInvalid, err)
 	}
-	return OpenApproval(data, keys)
+	a, err := OpenApproval(data, keys)
+	if err != nil {
+		return nil, err
+	}
+	if a.Serial != p.Serial {
+		return nil, fmt.Errorf("cannot use the boot approval: %w: it is for serial %d, the policy has %d", ErrInvalid, a.Serial, p.Serial)
+	}
+	return a, nil
 }
 
 // readBounded reads a file of at most max bytes; it never reads more than one

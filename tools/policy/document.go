@@ -16,8 +16,8 @@ import (
 const documentHelp = `The policy document: JSON, at most 64 KiB, no unknown field, no field twice.
 
   version    1
-  serial     1 to 63. A TPM in which this serial was revoked opens nothing under it, for
-             ever. Count up by one when what was signed before must no longer be used.
+  serial     1 to 63. Count up by one when what was signed before must no longer be used:
+             the first unlock under a serial revokes every lower one in that TPM, for ever.
   role       "handset" or "gateway": the one that boots with this document.
   name       of this policy, for people.
   domain     the SIP domain of all names: lower-case ASCII, two labels at least.

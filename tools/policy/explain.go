@@ -43,7 +43,8 @@ func explain(args []string, stdout, _ io.Writer) error {
 
 func whole(b *strings.Builder, p *manifest.Policy) {
 	fmt.Fprintf(b, "Policy %s, serial %d, is for a %s of the domain %s.\n", p.Name, p.Serial, p.Role, p.Domain)
-	fmt.Fprintf(b, "A TPM in which serial %d was revoked opens nothing under it.\n", p.Serial)
+	fmt.Fprintf(b, "The first unlock under it revokes every serial below %d in that TPM, for ever; a TPM that has\n", p.Serial)
+	fmt.Fprintf(b, "revoked serial %d opens nothing under it.\n", p.Serial)
 
 	fmt.Fprintf(b, "\nLevels, lowest first: %s.\n", strings.Join(p.Levels, ", "))
 	for _, n := range p.Networks {
