@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -13,6 +16,10 @@ import (
 
 	"rempart/vpn/egress"
 )
+
+// ErrDetached says that a gate's link is no longer on its device: it was severed, or
+// the device is gone. What is left there is the floor.
+var ErrDetached = errors.New("the link is detached")
 
 // Option changes how [Attach] works.
 type Option func(*Gate)
@@ -100,6 +107,22 @@ func (g *Gate) openCounters() (*ebpf.Map, error) {
 	return m, nil
 }
 
+// Pinned lists the device indices that have pins in pinDir.
+func Pinned(pinDir string) ([]int, error) {
+	entries, err := os.ReadDir(pinDir)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the gate's pins: %w", err)
+	}
+	var indices []int
+	for _, e := range entries {
+		number, _, _ := strings.Cut(e.Name(), "-")
+		if n, err := strconv.Atoi(number); err == nil && n > 0 && !slices.Contains(indices, n) {
+			indices = append(indices, n)
+		}
+	}
+	return indices, nil
+}
+
 func (g *Gate) attachDirection(d egress.Direction, p *ebpf.Program) error {
 	if g.hook == egress.HookClsact {
 		return setFilter(g.ifindex, d, gatePriority, "rempart-gate", p)
@@ -166,7 +189,8 @@ func (g *Gate) Policy() egress.Policy {
 }
 
 // Swap puts policy p in force. If it fails part of the way, the gate denies all,
-// and says so if not even that could be done.
+// and the error says so if not even that could be done. An error that wraps
+// [ErrDetached] means that a direction has no gate any more and the floor drops.
 func (g *Gate) Swap(p egress.Policy) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -175,12 +199,19 @@ func (g *Gate) Swap(p egress.Policy) error {
 		g.policy = p
 		return nil
 	}
-	err = fmt.Errorf("cannot change the gate of device %d: %w", g.ifindex, err)
 	g.policy = egress.DenyAll()
-	if denyErr := g.swap(g.policy, order(g.policy, g.policy)); denyErr != nil {
-		return errors.Join(err, fmt.Errorf("cannot even deny all on device %d: %w", g.ifindex, denyErr))
+	return errors.Join(fmt.Errorf("cannot change the gate of device %d: %w", g.ifindex, err), g.denyEach())
+}
+
+// denyEach denies all in each direction that still has a gate.
+func (g *Gate) denyEach() error {
+	for d := egress.Egress; d <= egress.Ingress; d++ {
+		err := g.swap(egress.DenyAll(), []step{{d, true}})
+		if err != nil && !errors.Is(err, ErrDetached) {
+			return fmt.Errorf("cannot even deny all on device %d: %w", g.ifindex, err)
+		}
 	}
-	return err
+	return nil
 }
 
 func (g *Gate) swap(p egress.Policy, steps []step) error {
@@ -220,7 +251,7 @@ func (g *Gate) set(d egress.Direction, p *ebpf.Program) error {
 		return err
 	}
 	if tcx := info.TCX(); tcx == nil || tcx.Ifindex != uint32(g.ifindex) {
-		return errors.New("the link is detached")
+		return ErrDetached
 	}
 	return g.links[d].Update(p)
 }
@@ -242,6 +273,13 @@ func (g *Gate) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return errors.Join(err, g.release())
+}
+
+// Release lets go of the descriptors and leaves the policy in force as it is.
+func (g *Gate) Release() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.release()
 }
 
 func (g *Gate) release() error {

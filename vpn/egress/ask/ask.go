@@ -45,13 +45,15 @@ func Dial(path string) (*Client, error) {
 // Close ends the connection; the gate stays as it is. To deny all, use [Client.CloseGate].
 func (c *Client) Close() error { return c.c.Close() }
 
-// Table tells egressd the classes of every gateway (init, once per boot).
+// Table tells egressd the classes of every gateway (init). What is admitted stays
+// admitted only if the table has it unchanged: an empty table closes the gate and
+// keeps it closed.
 func (c *Client) Table(ctx context.Context, table egress.Policy) (egress.Status, error) {
 	return c.do(ctx, egress.Request{Op: egress.OpTable, Table: table})
 }
 
 // Attach puts the gate on the device with this index of egressd's own network
-// namespace (init). It is deny-all, or what is admitted at the moment.
+// namespace (init). All devices are deny-all afterwards.
 func (c *Client) Attach(ctx context.Context, ifindex int) (egress.Status, error) {
 	return c.do(ctx, egress.Request{Op: egress.OpAttach, Ifindex: ifindex})
 }

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	"rempart/internal/journal"
+	"rempart/internal/sock"
+	"rempart/vpn/egress"
+	"rempart/vpn/enforce"
+)
+
+// Uids and cgroups of those who may ask for more than the status.
+const (
+	uidInit       = 0
+	cgroupInit    = "/init"
+	uidTunneld    = 903
+	cgroupTunneld = "/tunneld"
+)
+
+// allowed tells whether peer may ask for op.
+func allowed(op egress.Op, peer sock.Peer) bool {
+	fromInit, fromTunneld := peer.Is(uidInit, cgroupInit), peer.Is(uidTunneld, cgroupTunneld)
+	switch op {
+	case egress.OpTable, egress.OpAttach:
+		return fromInit
+	case egress.OpAdmit:
+		return fromTunneld
+	case egress.OpClose:
+		return fromInit || fromTunneld
+	case egress.OpStatus:
+		return true
+	}
+	return false
+}
+
+// engine holds what may be admitted, what is, and on which devices.
+//
+// Invariant: every gate's policy is table.For(admitted), or deny-all; admitted is
+// empty after any failure.
+type engine struct {
+	pinDir  string
+	journal *journal.Journal
+	options []enforce.Option
+
+	mu       sync.Mutex
+	table    egress.Policy
+	admitted string
+	gates    map[int]*enforce.Gate
+}
+
+func newEngine(pinDir string, j *journal.Journal, options ...enforce.Option) *engine {
+	return &engine{pinDir: pinDir, journal: j, options: options, gates: map[int]*enforce.Gate{}}
+}
+
+// recover denies all on the devices of an earlier egressd. A device that is gone,
+// or that init has not allowed us to touch yet, waits for init's attach.
+func (e *engine) recover() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	indices, err := enforce.Pinned(e.pinDir)
+	if err != nil {
+		e.journal.Event(eventAttach, "pins", journal.Failure, "reason", err.Error())
+		return
+	}
+	for _, ifindex := range indices {
+		if err := e.attach(ifindex); err != nil {
+			e.journal.Event(eventAttach, strconv.Itoa(ifindex), journal.Failure, "reason", err.Error())
+		}
+	}
+}
+
+// do answers one request.
+func (e *engine) do(peer sock.Peer, r egress.Request) egress.Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	err := e.act(peer, r)
+	return e.status(err)
+}
+
+func (e *engine) act(peer sock.Peer, r egress.Request) error {
+	if !allowed(r.Op, peer) {
+		e.journal.Event(eventRefuse, peer.String(), journal.Refused, "op", r.Op.String())
+		return fmt.Errorf("%v may not %v", peer, r.Op)
+	}
+	switch r.Op {
+	case egress.OpTable:
+		return e.setTable(r.Table)
+	case egress.OpAttach:
+		return e.attach(r.Ifindex)
+	case egress.OpAdmit:
+		return e.admit(r.Gateway)
+	case egress.OpClose:
+		return e.deny("asked by " + peer.String())
+	}
+	return nil
+}
+
+// setTable replaces the table. What is admitted stays only if the new table has it
+// unchanged: an empty table closes the gate and keeps it closed.
+func (e *engine) setTable(table egress.Policy) error {
+	if e.admitted != "" && !table.For(e.admitted).Equal(e.table.For(e.admitted)) {
+		if err := e.deny("the table changed"); err != nil {
+			return err
+		}
+	}
+	e.table = table
+	digest := table.Digest()
+	e.journal.Event(eventTable, "init", journal.Success, "classes", strconv.Itoa(len(table.Classes)), "digest", hex.EncodeToString(digest[:8]))
+	return nil
+}
+
+// attach puts the gate on a device, deny-all, and closes it on all others: with a
+// new device tunneld has to ask again. A gate of ours that was severed, or whose
+// device was made again, is attached anew.
+func (e *engine) attach(ifindex int) error {
+	if err := e.deny("a device is attached"); err != nil {
+		return err
+	}
+	if old, ok := e.gates[ifindex]; ok {
+		delete(e.gates, ifindex)
+		if err := old.Release(); err != nil {
+			return err
+		}
+	}
+	if len(e.gates) >= egress.MaxDevices {
+		return fmt.Errorf("cannot put the gate on device %d: %d devices have it, the limit is %d", ifindex, len(e.gates), egress.MaxDevices)
+	}
+	g, err := enforce.Attach(ifindex, e.pinDir, e.options...)
+	if err != nil {
+		e.journal.Event(eventAttach, strconv.Itoa(ifindex), journal.Failure, "reason", err.Error())
+		return err
+	}
+	e.gates[ifindex] = g
+	e.journal.Event(eventAttach, strconv.Itoa(ifindex), journal.Success, "hook", g.Hook().String())
+	return nil
+}
+
+func (e *engine) admit(gateway string) error {
+	p := e.table.For(gateway)
+	if len(p.Classes) == 0 {
+		e.journal.Event(eventRefuse, "gateway", journal.Refused, "op", "admit", "reason", "not in the table")
+		return fmt.Errorf("gateway %q is not in the table", gateway)
+	}
+	if err := e.swap(p); err != nil {
+		return errors.Join(err, e.deny("an admission failed"))
+	}
+	e.admitted = gateway
+	digest := p.Digest()
+	e.journal.Event(eventSwap, gateway, journal.Success, "classes", strconv.Itoa(len(p.Classes)), "digest", hex.EncodeToString(digest[:8]))
+	return nil
+}
+
+// deny closes every gate. Where that fails, as on a gate that init has severed, the
+// gate is dropped from the list: it must be attached again to be of use.
+func (e *engine) deny(reason string) error {
+	was := e.admitted
+	e.admitted = ""
+	err := e.swap(egress.DenyAll())
+	outcome, text := journal.Success, ""
+	if err != nil {
+		outcome, text = journal.Failure, err.Error()
+	}
+	if was != "" || err != nil {
+		e.journal.Event(eventClose, reason, outcome, "was", was, "reason", text)
+	}
+	return err
+}
+
+func (e *engine) swap(p egress.Policy) error {
+	var errs []error
+	for _, ifindex := range e.devices() {
+		err := e.gates[ifindex].Swap(p)
+		if errors.Is(err, enforce.ErrDetached) {
+			// Nothing of ours is on the device: the floor drops. No one is admitted
+			// there until init attaches again, so deny-all is in force.
+			errs = append(errs, e.gates[ifindex].Release())
+			delete(e.gates, ifindex)
+			if len(p.Classes) == 0 {
+				err = nil
+			}
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (e *engine) devices() []int { return slices.Sorted(maps.Keys(e.gates)) }
+
+func (e *engine) status(err error) egress.Status {
+	s := egress.Status{Admitted: e.admitted, Digest: e.table.For(e.admitted).Digest()}
+	if e.admitted == "" {
+		s.Digest = egress.DenyAll().Digest()
+	}
+	for _, ifindex := range e.devices() {
+		c, cerr := e.gates[ifindex].Counters()
+		err = errors.Join(err, cerr)
+		s.Devices = append(s.Devices, egress.Device{Ifindex: ifindex, Hook: e.gates[ifindex].Hook(), Counters: c})
+	}
+	if err != nil {
+		s.Err = err.Error()
+	}
+	return s
+}
+
+// stop denies all and lets go; the gates stay on their devices.
+func (e *engine) stop() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	err := e.deny("egressd stops")
+	for _, ifindex := range e.devices() {
+		err = errors.Join(err, e.gates[ifindex].Release())
+		delete(e.gates, ifindex)
+	}
+	return err
+}

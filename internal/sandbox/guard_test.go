@@ -1,0 +1,594 @@
+package sandbox
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"rempart/internal/link"
+	"rempart/internal/proof"
+)
+
+// guarded is a handset's cgroup with the guard over it, a namespace with a veth,
+// and what the desk has: the host's file systems.
+type guarded struct {
+	t      *testing.T
+	guard  *Guard
+	pins   string
+	cgroup string // the handset's
+	sub    string // a daemon's, below it
+	desk   string // another one, beside it
+	ns     *link.NS
+	far    *link.NS
+}
+
+// unguarded is the same without the guard, for the failing twins.
+func unguarded(t *testing.T) *guarded {
+	t.Helper()
+	proof.NeedRoot(t)
+	w := &guarded{t: t}
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	w.pins = filepath.Join(dir, "guard")
+	if err := os.Mkdir(w.pins, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	root := cgroup2(t)
+	w.cgroup = makeCgroup(t, filepath.Join(root, fmt.Sprintf("rempart-guard-%d-%s", os.Getpid(), t.Name())))
+	w.sub = makeCgroup(t, filepath.Join(w.cgroup, "daemon"))
+	w.desk = makeCgroup(t, filepath.Join(root, fmt.Sprintf("rempart-desk-%d-%s", os.Getpid(), t.Name())))
+	var err error
+	if w.ns, err = link.Create(""); err != nil {
+		t.Fatal(err)
+	}
+	if w.far, err = link.Create(""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(w.ns.Close(), w.far.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	w.hotplug("usb0")
+	return w
+}
+
+func newGuarded(t *testing.T) *guarded {
+	t.Helper()
+	w := unguarded(t)
+	var err error
+	if w.guard, err = InstallGuard(w.cgroup, w.pins); errors.Is(err, ErrNoLSM) {
+		// The kernel is not a tool that setup could install: no failure in CI either.
+		t.Skipf("the guard cannot be shown on this kernel: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.guard.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// hotplug makes a device in the namespace, its other end up and listening.
+func (w *guarded) hotplug(name string) {
+	w.t.Helper()
+	err := w.ns.Do(func() error {
+		return link.AddVeth(link.Port{Name: name}, link.Port{Name: name + "far", NS: w.far})
+	})
+	if err == nil {
+		err = w.far.Do(func() error { return link.SetUp(name + "far") })
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// isUp asks, from outside, for the device's flags.
+func (w *guarded) isUp(name string) (up bool) {
+	w.t.Helper()
+	if err := w.ns.Do(func() error {
+		i, err := net.InterfaceByName(name)
+		up = err == nil && i.Flags&net.FlagUp != 0
+		return err
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+	return up
+}
+
+func makeCgroup(t *testing.T, dir string) string {
+	t.Helper()
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		var err error
+		for range 100 { // busy for a moment after its last process
+			if err = os.Remove(dir); err == nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Error(err)
+	})
+	return dir
+}
+
+// cgroup2 finds the cgroup2 mount, or mounts one in a temporary folder.
+func cgroup2(t *testing.T) string {
+	t.Helper()
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if fields := strings.Fields(s.Text()); strings.Contains(s.Text(), " - cgroup2 ") && fields[3] == "/" {
+			return fields[4]
+		}
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("cgroup2", dir, "cgroup2", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// start starts a command as root with every capability, the desk's file system, the
+// network namespace and a cgroup: what rempart-lab exec gives an attacker.
+func (w *guarded) start(cgroup string, out *strings.Builder, env []string, name string, args ...string) *exec.Cmd {
+	w.t.Helper()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer dir.Close()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := w.ns.Do(cmd.Start); err != nil {
+		w.t.Fatal(err)
+	}
+	return cmd
+}
+
+func (w *guarded) command(cgroup, name string, args ...string) (string, error) {
+	w.t.Helper()
+	var out strings.Builder
+	err := w.start(cgroup, &out, nil, name, args...).Wait()
+	return out.String(), err
+}
+
+// attempts are what the attacker tries; each returns the kernel's answer.
+var attemptOrder = []string{"packet", "xdp", "key", "vsock", "netlink-up", "netlink-second", "netlink-xfrm", "netlink-netfilter", "genl-family",
+	"ioctl-up", "ioctl-ethtool", "ioctl-bridge", "ioctl-tunnel", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "unlink-pin", "ptrace-supervisor"}
+
+var harmlessOrder = []string{"udp", "unix", "netlink-get", "genl-ctrl", "ioctl-get", "sysfs-read", "file-write"}
+
+func attempt(what string) error {
+	socket := func(family, kind, protocol int) error {
+		fd, err := unix.Socket(family, kind, protocol)
+		if err == nil {
+			return unix.Close(fd)
+		}
+		return err
+	}
+	ioctl := func(cmd uintptr) error {
+		return withSocket(unix.AF_INET, 0, func(fd int) error {
+			var request [40]byte
+			copy(request[:], "usb0")
+			if cmd == unix.SIOCSIFFLAGS {
+				binary.NativeEndian.PutUint16(request[16:], unix.IFF_UP)
+			}
+			_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), cmd, uintptr(unsafe.Pointer(&request)))
+			if errno != 0 {
+				return errno
+			}
+			return nil
+		})
+	}
+	switch what {
+	case "packet":
+		return socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	case "xdp":
+		return socket(unix.AF_XDP, unix.SOCK_RAW, 0)
+	case "key":
+		return socket(unix.AF_KEY, unix.SOCK_RAW, 2)
+	case "vsock":
+		return socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0)
+	case "udp":
+		return socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)
+	case "unix":
+		return socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	case "netlink-get":
+		return withSocket(unix.AF_NETLINK, unix.NETLINK_ROUTE, getLoopback)
+	case "netlink-up":
+		return netlink(unix.NETLINK_ROUTE, message(unix.RTM_NEWLINK, unix.NLM_F_REQUEST, ifinfo()))
+	case "netlink-second":
+		return netlink(unix.NETLINK_ROUTE, append(message(unix.RTM_GETLINK, unix.NLM_F_REQUEST, ifinfo()),
+			message(unix.RTM_NEWLINK, unix.NLM_F_REQUEST, ifinfo())...))
+	case "netlink-xfrm":
+		return netlink(unix.NETLINK_XFRM, message(18, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, nil)) // XFRM_MSG_GETSA
+	case "netlink-netfilter":
+		return netlink(unix.NETLINK_NETFILTER, message(10<<8, unix.NLM_F_REQUEST, make([]byte, 4)))
+	case "genl-family":
+		return netlink(unix.NETLINK_GENERIC, message(0x15, unix.NLM_F_REQUEST, []byte{1, 1, 0, 0}))
+	case "genl-ctrl":
+		return netlink(unix.NETLINK_GENERIC, message(unix.GENL_ID_CTRL, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, []byte{unix.CTRL_CMD_GETFAMILY, 1, 0, 0}))
+	case "ioctl-up":
+		return ioctl(unix.SIOCSIFFLAGS)
+	case "ioctl-ethtool":
+		return ioctl(unix.SIOCETHTOOL)
+	case "ioctl-bridge":
+		return ioctl(unix.SIOCBRADDBR)
+	case "ioctl-tunnel":
+		return ioctl(unix.SIOCDEVPRIVATE + 1) // SIOCADDTUNNEL
+	case "ioctl-get":
+		return ioctl(unix.SIOCGIFFLAGS)
+	case "sysfs-up", "sysfs-read":
+		dir, err := os.MkdirTemp("", "sysfs")
+		if err != nil {
+			return err
+		}
+		defer os.Remove(dir)
+		// A sysfs of the namespace that we are in, as anyone with CAP_SYS_ADMIN can mount.
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := unix.Mount("sysfs", dir, "sysfs", 0, ""); err != nil {
+			return err
+		}
+		defer unix.Unmount(dir, unix.MNT_DETACH)
+		if what == "sysfs-read" {
+			_, err := os.ReadFile(dir + "/class/net/usb0/flags")
+			return err
+		}
+		return os.WriteFile(dir+"/class/net/usb0/flags", []byte("0x1003"), 0)
+	case "bpf":
+		_, _, errno := unix.Syscall(unix.SYS_BPF, 11 /* BPF_PROG_GET_NEXT_ID */, uintptr(unsafe.Pointer(&[64]byte{})), 64)
+		if errno != 0 && errno != unix.ENOENT { // ENOENT: there is no program at all
+			return errno
+		}
+		return nil
+	case "leave-cgroup":
+		return os.WriteFile(os.Getenv("DESK")+"/cgroup.procs", []byte("0"), 0)
+	case "clone-into-cgroup":
+		dir, err := os.Open(os.Getenv("DESK"))
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		cmd := exec.Command("/bin/true")
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		return cmd.Run()
+	case "unlink-pin":
+		return os.Remove(os.Getenv("PIN"))
+	case "ptrace-supervisor":
+		pid, err := strconv.Atoi(os.Getenv("SUPERVISOR"))
+		if err != nil {
+			return err
+		}
+		f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
+		if err == nil {
+			return f.Close()
+		}
+		return err
+	case "file-write":
+		f, err := os.CreateTemp("", "guard")
+		if err == nil {
+			return errors.Join(f.Close(), os.Remove(f.Name()))
+		}
+		return err
+	}
+	return errors.New("unknown attempt")
+}
+
+func message(kind, flags int, body []byte) []byte {
+	b := make([]byte, unix.NLMSG_HDRLEN, 64)
+	binary.NativeEndian.PutUint32(b, uint32(unix.NLMSG_HDRLEN+len(body)))
+	binary.NativeEndian.PutUint16(b[4:], uint16(kind))
+	binary.NativeEndian.PutUint16(b[6:], uint16(flags))
+	return append(b, body...)
+}
+
+// ifinfo asks for usb0 to be up.
+func ifinfo() []byte {
+	b := make([]byte, unix.SizeofIfInfomsg)
+	if i, err := net.InterfaceByName("usb0"); err == nil {
+		binary.NativeEndian.PutUint32(b[4:], uint32(i.Index))
+	}
+	binary.NativeEndian.PutUint32(b[8:], unix.IFF_UP)
+	binary.NativeEndian.PutUint32(b[12:], unix.IFF_UP)
+	return b
+}
+
+func netlink(protocol int, request []byte) error {
+	return withSocket(unix.AF_NETLINK, protocol, func(fd int) error {
+		return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	})
+}
+
+// TestGuardChild is the attacker: the test binary, started with a list of attempts.
+func TestGuardChild(t *testing.T) {
+	list := os.Getenv("GUARD_ATTEMPTS")
+	if list == "" {
+		t.Skip("not a child")
+	}
+	for _, what := range strings.Split(list, ",") {
+		err := attempt(what)
+		var errno unix.Errno
+		switch {
+		case err == nil:
+			fmt.Printf("attempt %s: done\n", what)
+		case errors.As(err, &errno):
+			fmt.Printf("attempt %s: %s\n", what, unix.ErrnoName(errno))
+		default:
+			fmt.Printf("attempt %s: %v\n", what, err)
+		}
+	}
+}
+
+// try runs attempts in cgroup and returns the answers.
+func (w *guarded) try(cgroup string, what ...string) map[string]string {
+	w.t.Helper()
+	pin := filepath.Join(filepath.Dir(w.pins), "some-pin")
+	var out strings.Builder
+	cmd := w.start(cgroup, &out, []string{"GUARD_ATTEMPTS=" + strings.Join(what, ","), "DESK=" + w.desk,
+		"PIN=" + pin, "SUPERVISOR=" + strconv.Itoa(os.Getpid())}, os.Args[0], "-test.run=^TestGuardChild$")
+	if err := cmd.Wait(); err != nil {
+		w.t.Fatalf("attacker: %v: %s", err, &out)
+	}
+	answers := map[string]string{}
+	for line := range strings.Lines(out.String()) {
+		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "attempt "); ok {
+			name, answer, _ := strings.Cut(rest, ": ")
+			answers[name] = answer
+		}
+	}
+	if len(answers) != len(what) {
+		w.t.Fatalf("%d answers to %d attempts: %s", len(answers), len(what), &out)
+	}
+	return answers
+}
+
+func TestRootInTheHandsetIsRefused(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "TestWithoutTheGuardEachAttemptWorks")
+	w := newGuarded(t)
+	for _, cg := range []string{w.cgroup, w.sub} {
+		answers := w.try(cg, attemptOrder...)
+		for _, what := range attemptOrder {
+			if answers[what] != "EPERM" {
+				t.Errorf("%s in %s: %s, want EPERM", what, filepath.Base(cg), answers[what])
+			}
+		}
+		for what, answer := range w.try(cg, harmlessOrder...) {
+			if answer != "done" {
+				t.Errorf("harmless %s in %s: %s", what, filepath.Base(cg), answer)
+			}
+		}
+	}
+	if w.isUp("usb0") {
+		t.Error("usb0 is up")
+	}
+	if c, err := w.guard.Counts(HookSocket); err != nil || c.Refused < 8 || c.Allowed == 0 {
+		t.Errorf("socket counts %+v, %v", c, err)
+	}
+}
+
+// The twin: without the guard no attempt is refused by a permission.
+func TestWithoutTheGuardEachAttemptWorks(t *testing.T) {
+	w := unguarded(t)
+	answers := w.try(w.cgroup, attemptOrder...)
+	for _, what := range attemptOrder {
+		if answers[what] == "EPERM" || answers[what] == "EACCES" {
+			t.Errorf("%s: %s without any guard: the attempt proves nothing", what, answers[what])
+		}
+	}
+	for _, what := range []string{"packet", "netlink-up", "ioctl-up", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "ptrace-supervisor"} {
+		if answers[what] != "done" {
+			t.Errorf("%s: %s without any guard, want done", what, answers[what])
+		}
+	}
+	if !w.isUp("usb0") {
+		t.Error("usb0 is not up")
+	}
+}
+
+func TestTheDeskIsNotAffected(t *testing.T) {
+	w := newGuarded(t)
+	answers := w.try(w.desk, append(append([]string{}, harmlessOrder...), "packet", "netlink-up", "ioctl-up", "bpf", "clone-into-cgroup", "leave-cgroup")...)
+	for what, answer := range answers {
+		if answer != "done" {
+			t.Errorf("%s outside the handset: %s", what, answer)
+		}
+	}
+}
+
+func TestTrustIsThePidfdsAlone(t *testing.T) {
+	w := newGuarded(t)
+	// A trusted shell: what it does itself is allowed; what its children do is not.
+	script := `read go; echo 0x1003 > "$1"/class/net/usb0/flags && echo self-done || echo self-refused; ip link set usb0 mtu 1400 && echo child-done || echo child-refused`
+	dir := t.TempDir()
+	if err := w.ns.Do(func() error { return unix.Mount("sysfs", dir, "sysfs", 0, "") }); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	proof.Need(t, "ip", "sh")
+	cg, err := os.Open(w.sub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cg.Close()
+	cmd := exec.Command("sh", "-c", script, "sh", dir)
+	pidfd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd()), PidFD: &pidfd}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := w.ns.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if err := w.guard.Trust(pidfd); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
+		t.Fatalf("%v: %s", err, &out)
+	}
+	if !strings.Contains(out.String(), "self-done") || !strings.Contains(out.String(), "child-refused") {
+		t.Errorf("output %s; want self-done and child-refused", &out)
+	}
+}
+
+// The person at the desk may look: the usual tools read, and change nothing.
+func TestOrdinaryToolsStillRead(t *testing.T) {
+	proof.Need(t, "ip")
+	w := newGuarded(t)
+	for _, args := range [][]string{{"link", "show"}, {"-br", "addr"}, {"route"}, {"-6", "route"}, {"neigh"}, {"rule"}, {"-s", "link", "show", "usb0"}} {
+		if out, err := w.command(w.sub, "ip", args...); err != nil {
+			t.Errorf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	for _, args := range [][]string{{"link", "set", "usb0", "up"}, {"addr", "add", "192.0.2.1/24", "dev", "usb0"}, {"route", "add", "default", "dev", "usb0"},
+		{"link", "add", "d0", "type", "veth"}, {"link", "del", "usb0"}, {"neigh", "add", "192.0.2.9", "lladdr", "02:00:00:00:00:09", "dev", "usb0"}} {
+		if out, err := w.command(w.sub, "ip", args...); err == nil {
+			t.Errorf("ip %v worked: %s", args, out)
+		}
+	}
+}
+
+// A device that appears while an attacker waits for it: every way to set it up is
+// tried at once and all the time, and the far end never sees a frame.
+func TestHotpluggedDeviceStaysDown(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "TestHotpluggedDeviceWithoutTheGuard")
+	w := newGuarded(t)
+	if n := w.attackHotplug(); n != 0 {
+		t.Errorf("%d frames left a hot-plugged device", n)
+	}
+	if w.isUp("wwan7") {
+		t.Error("wwan7 is up")
+	}
+}
+
+func TestHotpluggedDeviceWithoutTheGuard(t *testing.T) {
+	w := unguarded(t)
+	if n := w.attackHotplug(); n == 0 {
+		t.Error("no frame left the device without the guard: the attack proves nothing")
+	}
+}
+
+func (w *guarded) attackHotplug() uint64 {
+	w.t.Helper()
+	proof.Need(w.t, "sh", "ip")
+	var out strings.Builder
+	script := `for i in $(seq 60); do ip link set wwan7 up; ip addr add 192.0.2.1/24 dev wwan7; echo x > /dev/udp/192.0.2.255/9; sleep 0.01; done 2>/dev/null; true`
+	cmd := w.start(w.sub, &out, nil, "bash", "-c", script)
+	w.hotplug("wwan7")
+	if err := cmd.Wait(); err != nil {
+		w.t.Fatalf("%v: %s", err, &out)
+	}
+	var n uint64
+	if err := w.far.Do(func() error {
+		data, err := os.ReadFile("/proc/thread-self/net/dev")
+		for line := range strings.Lines(string(data)) {
+			if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "wwan7far:"); ok {
+				n, err = strconv.ParseUint(strings.Fields(rest)[1], 10, 64)
+			}
+		}
+		return err
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+	return n
+}
+
+func TestGuardReadBackNoticesAndPinsHold(t *testing.T) {
+	w := newGuarded(t)
+	if err := w.guard.ReadBack(); err != nil {
+		t.Fatal(err)
+	}
+	// A second guard must not take the pins over, nor take them away.
+	if g, err := InstallGuard(w.cgroup, w.pins); err == nil {
+		t.Error("a second guard took over the pins")
+		_ = g.Close()
+	}
+	if err := w.guard.ReadBack(); err != nil {
+		t.Errorf("after a refused second guard: %v", err)
+	}
+	// Descriptors gone, pins there: in force.
+	if err := w.guard.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if answer := w.try(w.cgroup, "packet")["packet"]; answer != "EPERM" {
+		t.Errorf("packet after Close: %s, want EPERM: the pins hold the guard", answer)
+	}
+	pins, err := os.ReadDir(w.pins)
+	if err != nil || len(pins) < 6 {
+		t.Fatalf("%d pins, %v", len(pins), err)
+	}
+	for _, p := range pins {
+		if err := os.Remove(filepath.Join(w.pins, p.Name())); err != nil {
+			t.Error(err)
+		}
+	}
+	if answer := w.try(w.cgroup, "packet")["packet"]; answer != "done" {
+		t.Errorf("packet after the pins went too: %s", answer)
+	}
+}
+
+func TestGuardReadBackNoticesAMissingPinAndADetachedLink(t *testing.T) {
+	w := newGuarded(t)
+	if err := os.Remove(filepath.Join(w.pins, "guard_socket")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.guard.ReadBack(); err == nil || !strings.Contains(err.Error(), "guard_socket") {
+		t.Errorf("read back without a pin: %v", err)
+	}
+	for _, h := range w.guard.hooks {
+		if h.name == "guard_netlink" {
+			if err := errors.Join(h.link.Unpin(), h.link.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := w.guard.ReadBack(); err == nil || !strings.Contains(err.Error(), "guard_netlink") {
+		t.Errorf("read back without a link: %v", err)
+	}
+}
