@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"sort"
 	"strconv"
 	"sync"
@@ -55,7 +54,7 @@ func (r CaptureResult) Complete() bool {
 type captures struct {
 	mu    sync.Mutex
 	last  int
-	ports []string
+	ports map[string]bool // the value tells whether frames may be larger than the radio's MTU
 	all   map[int]*capture
 }
 
@@ -99,8 +98,8 @@ func (c *captures) start(path string) (*capture, error) {
 		id: c.last, dumps: map[string]*dump{}, ended: make(chan struct{}), file: file,
 		blocks: map[string]int{}, counts: map[string]*PortCount{},
 	}
-	for _, port := range c.ports {
-		if err := one.attach(port); err != nil {
+	for port, large := range c.ports {
+		if err := one.attach(port, large); err != nil {
 			for _, d := range one.dumps {
 				d.stop()
 			}
@@ -111,13 +110,17 @@ func (c *captures) start(path string) (*capture, error) {
 	return one, nil
 }
 
-// plugged puts every running capture on a new port.
-func (c *captures) plugged(port string) error {
+// plugged puts every running capture on a new port. large tells whether
+// segmentation offload gives it frames larger than its MTU.
+func (c *captures) plugged(port string, large bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ports = append(c.ports, port)
+	if c.ports == nil {
+		c.ports = map[string]bool{}
+	}
+	c.ports[port] = large
 	for _, one := range c.all {
-		if err := one.attach(port); err != nil {
+		if err := one.attach(port, large); err != nil {
 			return err
 		}
 	}
@@ -128,7 +131,7 @@ func (c *captures) plugged(port string) error {
 func (c *captures) unplugging(port string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ports = slices.DeleteFunc(c.ports, func(p string) bool { return p == port })
+	delete(c.ports, port)
 	for _, one := range c.all {
 		one.detach(port)
 	}
@@ -163,12 +166,12 @@ func (c *captures) endAll() {
 }
 
 // attach starts a dump on port.
-func (one *capture) attach(port string) error {
+func (one *capture) attach(port string, large bool) error {
 	block, err := one.block(port)
 	if err != nil {
 		return err
 	}
-	d, err := startDump(port, func(info gopacket.CaptureInfo, data []byte) error {
+	d, err := startDump(port, large, func(info gopacket.CaptureInfo, data []byte) error {
 		info.InterfaceIndex = block
 		one.mu.Lock()
 		defer one.mu.Unlock()

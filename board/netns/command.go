@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rempart/internal/run"
 )
 
@@ -103,7 +105,12 @@ func (w *World) UserCommand(ctx context.Context, machine string, args ...string)
 	if err != nil {
 		return nil, err
 	}
-	return w.entering(ctx, stageUser, enterSpec{PID: m.PID, Group: "shell"}, args)
+	cmd, err := w.entering(ctx, stageUser, enterSpec{PID: m.PID, Group: "shell"}, args)
+	if err == nil {
+		// The stage passes it on; a SIGKILL would end the stage alone.
+		cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	}
+	return cmd, err
 }
 
 // Phone runs `rempart args…` on a machine as its user, with stdin as its

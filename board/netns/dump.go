@@ -22,6 +22,7 @@ import (
 // dump is one tcpdump on one port: the frames that the machine sent.
 type dump struct {
 	port   string
+	drain  time.Duration // how late a frame may come
 	cmd    *exec.Cmd
 	before uint64 // the port's counter when the dump became ready
 	frames atomic.Uint64
@@ -37,10 +38,20 @@ var droppedLine = regexp.MustCompile(`(?m)^(\d+) packets? dropped by kernel`)
 
 // startDump starts a tcpdump without any filter and returns when it captures.
 // each is called for every frame, from one goroutine.
-func startDump(port string, each func(gopacket.CaptureInfo, []byte) error) (*dump, error) {
-	d := &dump{port: port, done: make(chan struct{})}
-	d.cmd = exec.Command("tcpdump", "-i", port, "-Q", "in", "-n", "-U", "--immediate-mode", "-B", "16384",
-		"--time-stamp-precision=nano", "-Z", "root", "-w", "-")
+//
+// In immediate mode libpcap's ring has one slot of the snapshot length per
+// frame, so that length must be near that of a frame, or a burst overruns the
+// ring. Where frames may be large the ring is one of bytes, and frames come up
+// to a second late.
+func startDump(port string, large bool, each func(gopacket.CaptureInfo, []byte) error) (*dump, error) {
+	d := &dump{port: port, done: make(chan struct{}), drain: 500 * time.Millisecond}
+	args := []string{"-i", port, "-Q", "in", "-n", "-U", "-B", "16384", "--time-stamp-precision=nano", "-Z", "root", "-w", "-"}
+	if large {
+		d.drain = 1500 * time.Millisecond
+	} else {
+		args = append(args, "--immediate-mode", "-s", "2048")
+	}
+	d.cmd = exec.Command("tcpdump", args...)
 	d.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	stdout, err := d.cmd.StdoutPipe()
 	if err != nil {
@@ -126,13 +137,13 @@ func received(port string) (uint64, error) {
 	return l.Attrs().Statistics.RxPackets, nil
 }
 
-// stop waits, at most half a second, until every frame that the port received
+// stop waits, for as long as a frame may take, until every frame that the port received
 // has been read, then ends tcpdump, which would leave unread ones behind. It
 // returns how many frames the port counted and tcpdump did not show, beyond
 // those that the kernel says it dropped.
 func (d *dump) stop() (missed uint64) {
 	var want uint64
-	for end := time.Now().Add(500 * time.Millisecond); ; time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(d.drain); ; time.Sleep(2 * time.Millisecond) {
 		now, err := received(d.port)
 		if err != nil {
 			break // the port is gone

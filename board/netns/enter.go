@@ -159,7 +159,6 @@ func userMain(text string, command []string) error {
 		SysProcAttr: &unix.SysProcAttr{
 			UseCgroupFD: true, CgroupFD: ns[6],
 			Credential: &syscall.Credential{Uid: uidUser, Gid: uidUser},
-			Pdeathsig:  unix.SIGKILL, // this thread is locked and lives as long as the process
 		},
 	}
 	signals := make(chan os.Signal, 8)

@@ -79,7 +79,6 @@ func buildInternet() error {
 	if err := errors.Join(
 		link.Sysctl("net/ipv6/conf/default/disable_ipv6", "1"),
 		link.Sysctl("net/ipv4/ip_forward", "1"),
-		link.Sysctl("net/ipv6/conf/all/forwarding", "1"),
 		link.Sysctl("net/ipv4/conf/all/send_redirects", "0"),
 		link.Sysctl("net/ipv4/conf/default/send_redirects", "0"),
 		link.Sysctl("net/ipv4/conf/all/rp_filter", "0"),
@@ -98,6 +97,8 @@ func buildInternet() error {
 	err = errors.Join(
 		netlink.LinkSetARPOff(bridge),
 		netlink.LinkSetMulticastOff(bridge),
+		// Only now: a device that may do multicast joins the routers' groups.
+		link.Sysctl("net/ipv6/conf/all/forwarding", "1"),
 		link.Sysctl("net/ipv6/conf/"+bridgeName+"/addr_gen_mode", "1"), // none
 		link.Sysctl("net/ipv6/conf/"+bridgeName+"/disable_ipv6", "0"),
 		link.SetUp(bridgeName),

@@ -262,7 +262,7 @@ func (m *machine) plug(pid int) error {
 	if err := m.radio.plug(ns, m.spec.Offload); err != nil {
 		return err
 	}
-	return m.k.captures.plugged(m.radio.Port)
+	return m.k.captures.plugged(m.radio.Port, m.spec.Offload)
 }
 
 // end removes what a machine that stopped, or never started, has left.

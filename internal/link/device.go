@@ -49,11 +49,13 @@ func AddVeth(a, b Port) error {
 }
 
 // AddBridge makes an Ethernet bridge, down. A fixed MAC keeps it from taking
-// the lowest of its ports' addresses each time a port comes or goes.
+// the lowest of its ports' addresses each time a port comes or goes. It floods
+// multicast: a bridge that snoops joins groups itself, and says so on the wire.
 func AddBridge(name string, mac net.HardwareAddr) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr = name, mac
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+	snoop := false
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snoop}); err != nil {
 		return fmt.Errorf("cannot make bridge %s: %w", name, err)
 	}
 	return nil
