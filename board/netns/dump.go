@@ -15,8 +15,9 @@ import (
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/pcapgo"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"rempart/internal/link"
 )
 
 // dump is one tcpdump on one port: the frames that the machine sent.
@@ -98,7 +99,7 @@ func startDump(port string, large bool, each func(gopacket.CaptureInfo, []byte) 
 		<-d.done
 		return nil, fmt.Errorf("cannot capture on %s: tcpdump did not get ready in 10 s", port)
 	}
-	d.before, _ = received(port)
+	d.before, _ = link.Received(port)
 	return d, nil
 }
 
@@ -128,15 +129,6 @@ func (d *dump) read(r io.Reader, each func(gopacket.CaptureInfo, []byte) error) 
 	}
 }
 
-// received returns how many frames a port has ever received.
-func received(port string) (uint64, error) {
-	l, err := netlink.LinkByName(port)
-	if err != nil {
-		return 0, err
-	}
-	return l.Attrs().Statistics.RxPackets, nil
-}
-
 // stop waits, for as long as a frame may take, until every frame that the port received
 // has been read, then ends tcpdump, which would leave unread ones behind. It
 // returns how many frames the port counted and tcpdump did not show, beyond
@@ -144,7 +136,7 @@ func received(port string) (uint64, error) {
 func (d *dump) stop() (missed uint64) {
 	var want uint64
 	for end := time.Now().Add(d.drain); ; time.Sleep(2 * time.Millisecond) {
-		now, err := received(d.port)
+		now, err := link.Received(d.port)
 		if err != nil {
 			break // the port is gone
 		}

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"strconv"
 
-	"github.com/vishvananda/netlink"
-
 	"rempart/internal/link"
 )
 
@@ -90,13 +88,8 @@ func buildInternet() error {
 	); err != nil {
 		return err
 	}
-	bridge, err := netlink.LinkByName(bridgeName)
-	if err != nil {
-		return fmt.Errorf("cannot find the internet's bridge: %w", err)
-	}
-	err = errors.Join(
-		netlink.LinkSetARPOff(bridge),
-		netlink.LinkSetMulticastOff(bridge),
+	err := errors.Join(
+		link.SetQuiet(bridgeName),
 		// Only now: a device that may do multicast joins the routers' groups.
 		link.Sysctl("net/ipv6/conf/all/forwarding", "1"),
 		link.Sysctl("net/ipv6/conf/"+bridgeName+"/addr_gen_mode", "1"), // none

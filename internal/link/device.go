@@ -112,6 +112,23 @@ func SetGSOMaxSegs(name string, segments int) error {
 	})
 }
 
+// SetQuiet keeps device name from speaking up by itself: no ARP, no multicast
+// group joined. Set it before the device is up and before forwarding is on.
+func SetQuiet(name string) error {
+	return change(name, "quieten", func(l netlink.Link) error {
+		return errors.Join(netlink.LinkSetARPOff(l), netlink.LinkSetMulticastOff(l))
+	})
+}
+
+// Received returns how many frames device name has received since it was made.
+func Received(name string) (uint64, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("cannot read the counters of device %s: %w", name, err)
+	}
+	return l.Attrs().Statistics.RxPackets, nil
+}
+
 // Index returns the interface index of device name.
 func Index(name string) (int, error) {
 	l, err := netlink.LinkByName(name)

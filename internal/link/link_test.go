@@ -329,6 +329,40 @@ func TestBridgeRenameMoveDown(t *testing.T) {
 	})
 }
 
+func TestQuietAndReceived(t *testing.T) {
+	a, b := world(t), world(t)
+	for _, ns := range []*NS{a, b} { // its own talk would be counted
+		in(t, ns, func() error { return Sysctl("net/ipv6/conf/default/disable_ipv6", "1") })
+	}
+	if err := AddVeth(Port{Name: "quiet", NS: a}, Port{Name: "far", NS: b}); err != nil {
+		t.Fatal(err)
+	}
+	in(t, a, func() error { return errors.Join(SetQuiet("quiet"), SetUp("quiet")) })
+	in(t, b, func() error {
+		if err := errors.Join(SetQuiet("far"), SetUp("far"), AddAddr("far", netip.MustParsePrefix("10.0.0.1/24")),
+			AddNeighbour("far", netip.MustParseAddr("10.0.0.2"), macA)); err != nil {
+			return err
+		}
+		conn, err := net.Dial("udp", "10.0.0.2:9")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = conn.Write([]byte("one"))
+		return err
+	})
+	in(t, a, func() error {
+		n, err := Received("quiet")
+		if err == nil && n != 1 {
+			t.Errorf("received %d frames, want the one that was sent", n)
+		}
+		if _, gone := Received("none"); gone == nil {
+			t.Error("a device that is not there has counters")
+		}
+		return err
+	})
+}
+
 func TestTUN(t *testing.T) {
 	ns := world(t)
 	in(t, ns, func() error {
