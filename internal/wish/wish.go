@@ -62,9 +62,10 @@ func Send(ctx context.Context, path string, prefixes []netip.Prefix) error {
 	return parseReply(reply)
 }
 
-// Serve reads one wish from c, grants it through set and answers; it does not close c. The caller has checked who is at the
-// other end. The error is for the journal: what set said, or why no wish was understood.
+// Serve reads one wish from c, grants it through set, answers and closes c. The caller has checked who is at the other end.
+// The error is for the journal: what set said, or why no wish was understood.
 func Serve(c net.Conn, set func([]netip.Prefix) error) error {
+	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return fmt.Errorf("cannot serve a wish: %w", err)
 	}
