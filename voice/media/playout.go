@@ -77,8 +77,8 @@ func (p *playout) arrive(now int64, index uint64, payload []byte) fate {
 	case !p.playing:
 		p.settle(now, index)
 	case index < p.next:
-		p.late++
 		if p.lateRun++; p.lateRun < patience {
+			p.late++
 			return tooLate
 		}
 		p.moveTo(now, index)

@@ -61,7 +61,8 @@ func newContext(key *secret.Bytes, opts ...srtp.ContextOption) (*srtp.Context, e
 // sealer makes the packets of one direction, numbered without a gap.
 type sealer struct {
 	ctx    *srtp.Context
-	header rtp.Header
+	header rtp.Header // of the next packet
+	parsed rtp.Header // the library's, kept for its memory
 	plain  [headerSize + codec.PacketSize]byte
 	sealed [PacketSize]byte
 }
@@ -90,7 +91,7 @@ func (s *sealer) seal(payload []byte) ([]byte, error) {
 		return nil, errors.Join(fmt.Errorf("cannot put %d bytes of speech behind %d bytes of RTP header", len(payload), n), err)
 	}
 	copy(s.plain[n:], payload)
-	out, err := s.ctx.EncryptRTP(s.sealed[:0], s.plain[:], nil)
+	out, err := s.ctx.EncryptRTP(s.sealed[:0], s.plain[:], &s.parsed)
 	if err != nil {
 		return nil, fmt.Errorf("cannot protect a packet: %w", err)
 	}
@@ -118,6 +119,7 @@ type opener struct {
 	replay  bool // the replay detector refused the packet at hand
 	any     bool // a packet has been opened
 	highest uint64
+	parsed  rtp.Header // the library's, kept for its memory
 	plain   [headerSize + codec.PacketSize]byte
 }
 
@@ -155,7 +157,7 @@ func (o *opener) open(packet []byte) (index uint64, payload []byte, err error) {
 		return 0, nil, errHeader
 	}
 	o.replay = false
-	out, err := o.ctx.DecryptRTP(o.plain[:0], packet, nil)
+	out, err := o.ctx.DecryptRTP(o.plain[:0], packet, &o.parsed)
 	switch {
 	case o.replay:
 		return 0, nil, errReplay
