@@ -146,6 +146,20 @@ func await(t *testing.T, what string, ok func() bool) {
 	t.Fatalf("waited 8 s for %s", what)
 }
 
+// active waits until a call is heard.
+func (p *phone) active(t *testing.T, id string) {
+	t.Helper()
+	for deadline := time.Now().Add(8 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		r, err := p.Record(id)
+		if err != nil || r.Over() || time.Now().After(deadline) {
+			t.Fatalf("waited for sound: %v %+v", err, r)
+		}
+		if r.FirstAudioNS != 0 && r.FramesReceived > 20 {
+			return
+		}
+	}
+}
+
 // over waits for the end of a call and returns its record.
 func (p *phone) over(t *testing.T, id string) agent.Record {
 	t.Helper()
@@ -205,12 +219,12 @@ func TestSecureCall(t *testing.T) {
 		if _, err := a.Dial("c"); !errors.Is(err, agent.ErrBusy) {
 			t.Errorf("a second call: %v", err)
 		}
-		await(t, "sound", func() bool { r, _ := a.Record(id); return r.FirstAudioNS != 0 && r.FramesReceived > 20 })
+		a.active(t, id)
 		callee := b.Status().Current
 		if callee == nil {
 			t.Fatal("the callee is in no call")
 		}
-		await(t, "sound at the callee", func() bool { r, _ := b.Record(callee.ID); return r.FirstAudioNS != 0 && r.FramesReceived > 20 })
+		b.active(t, callee.ID)
 		if err := a.Hangup(id); err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +264,6 @@ func TestSecureCall(t *testing.T) {
 func TestNoAudioOnFailure(t *testing.T) {
 	proof.SFR(t, "FDP_IFF.1", "TestSecureCall")
 	w := newWorld(t)
-	other := voicetest.NewAuthority(t)
 	a := w.phone(1, "a")
 	level := func(c *agent.Config) {
 		c.Level = func(identity.Identity, identity.Identity) (string, error) { return "", errors.New("none") }
@@ -266,11 +279,6 @@ func TestNoAudioOnFailure(t *testing.T) {
 		{"d", 0, nil, call.ReasonNotRegistered},
 		{"b", 2, func(c *agent.Config) { c.AutoAnswer = false }, call.ReasonNoAnswer},
 		{"b", 2, level, call.ReasonLevel},
-		{"b", 2, certificate(w, "c", 2), call.ReasonPeerName},
-		{"b", 2, func(c *agent.Config) {
-			cert := other.Handset(t, "b", "restricted", voicetest.HandsetAddr(2))
-			keyed(c, cert)
-		}, call.ReasonAuthority},
 	} {
 		t.Run(string(row.want), func(t *testing.T) {
 			var b *phone
@@ -298,22 +306,63 @@ func TestNoAudioOnFailure(t *testing.T) {
 	}
 }
 
-// certificate gives a handset, for keys only, a certificate of another name.
-func certificate(w *world, name string, n int) option {
-	return func(c *agent.Config) {
-		keyed(c, w.authority.Handset(w.t, name, "restricted", voicetest.HandsetAddr(n)))
-	}
-}
-
-// keyed is an agent whose signalling is honest and whose keys are of another
-// certificate: what a thief of a registration would have.
-func keyed(c *agent.Config, cert tls.Certificate) {
-	honest, calls := c.Credentials, 0
-	c.Credentials = func(ctx context.Context) (tls.Certificate, error) {
-		if calls++; calls == 1 {
-			return honest(ctx) // the connection to the gateway
-		}
-		return cert, nil
+// TestRoguePeer calls a handset whose signalling is honest and whose keys are
+// somebody else's: what a thief of a registration would have.
+func TestRoguePeer(t *testing.T) {
+	proof.SFR(t, "FIA_X509_EXT.2", "TestSecureCall")
+	w := newWorld(t)
+	other := voicetest.NewAuthority(t)
+	a := w.phone(1, "a")
+	for want, cert := range map[call.Reason]tls.Certificate{
+		call.ReasonPeerName:  w.authority.Handset(t, "c", "restricted", voicetest.HandsetAddr(2)),
+		call.ReasonAuthority: other.Handset(t, "b", "restricted", voicetest.HandsetAddr(2)),
+		call.ReasonKeying:    {}, // no TLS at all
+	} {
+		t.Run(string(want), func(t *testing.T) {
+			ln, err := net.Listen("tcp", netip.AddrPortFrom(voicetest.HandsetAddr(2), 0).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			go func() {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				defer c.Close()
+				if cert.Certificate == nil {
+					fmt.Fprint(c, "SSH-2.0-keys\r\n")
+					return
+				}
+				tc := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAnyClientCert, NextProtos: []string{"rempart-keying/1"}})
+				tc.Handshake()
+			}()
+			port := netip.MustParseAddrPort(ln.Addr().String()).Port()
+			honest := w.authority.Handset(t, "b", "restricted", voicetest.HandsetAddr(2))
+			rogue, err := sip.NewAgent(sip.Config{Self: "sip:b@" + voicetest.Domain, Gateway: w.gateway, Local: voicetest.HandsetAddr(2), Roots: w.authority.Roots,
+				Credentials: func(context.Context) (tls.Certificate, error) { return honest, nil },
+				Now:         time.Now, Clock: clock, Timing: sip.DefaultTiming(),
+				Incoming: func(in *sip.Incoming) {
+					in.Answer(sip.Session{ID: 1, Addr: voicetest.HandsetAddr(2), RTP: 5004, Keying: port})
+				}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			over := make(chan struct{})
+			go func() { defer close(over); rogue.Run(ctx) }()
+			defer func() { cancel(); <-over }()
+			await(t, "the rogue's registration", func() bool { return rogue.Status().State == "registered" })
+			id, err := a.Dial("b")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := a.over(t, id)
+			if r.State != "failed" || r.Reason != string(want) || r.Started != 0 || r.SAS != "" {
+				t.Errorf("got %s %q (%s), want %q and no sound", r.State, r.Reason, r.Detail, want)
+			}
+			a.quiet(t)
+		})
 	}
 }
 
@@ -324,7 +373,7 @@ func TestBusy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the first call", func() bool { r, _ := a.Record(id); return r.State == "active" })
+	a.active(t, id)
 	second, err := c.Dial("b")
 	if err != nil {
 		t.Fatal(err)
@@ -351,14 +400,13 @@ func TestGatewayGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the call", func() bool { r, _ := a.Record(id); return r.State == "active" })
+	a.active(t, id)
 	w.stop()
 	if r := a.over(t, id); r.State != "failed" || r.Reason != string(call.ReasonGatewayGone) {
 		t.Errorf("the call is %s %q", r.State, r.Reason)
 	}
 	await(t, "the loss to show", func() bool { return a.Status().Registration.State != "registered" })
-	id, err = a.Dial("b")
-	if err != nil {
+	if id, err = a.Dial("b"); err != nil {
 		t.Fatal(err)
 	}
 	if r := a.over(t, id); r.Reason != string(call.ReasonNotReady) {

@@ -146,10 +146,9 @@ type Status struct {
 func (a *Agent) Status() Status {
 	s := Status{Registration: a.sip.Status()}
 	a.mu.Lock()
-	l := a.current
-	a.mu.Unlock()
-	if l != nil {
-		r := l.record()
+	defer a.mu.Unlock()
+	if a.current != nil {
+		r := a.current.record()
 		s.Current = &r
 	}
 	if r, ok := a.store.last(); ok {
@@ -214,9 +213,8 @@ func (a *Agent) tell(id string, k call.Kind) error {
 // Record is a call by its id: the one that is on, or one of the log.
 func (a *Agent) Record(id string) (Record, error) {
 	a.mu.Lock()
-	l := a.current
-	a.mu.Unlock()
-	if l != nil && l.rec.ID == id {
+	defer a.mu.Unlock()
+	if l := a.current; l != nil && l.rec.ID == id {
 		return l.record(), nil
 	}
 	if r, ok := a.store.find(id); ok {
@@ -252,9 +250,13 @@ func (a *Agent) seize(d call.Direction, peer sip.AOR, callID string, dialled int
 
 // release gives the line back and keeps the call's record.
 func (a *Agent) release(l *line) {
+	state, reason := l.machine.State(), l.machine.Reason()
+	// One moment for everybody: the record is final, is in the log, and the
+	// line is free.
+	a.mu.Lock()
+	l.change(func(r *Record) { r.State, r.Reason, r.Explanation = state.String(), string(reason), reason.Explain() })
 	r := l.record()
 	a.store.log(r)
-	a.mu.Lock()
 	a.current = nil
 	a.mu.Unlock()
 	a.save()

@@ -208,7 +208,11 @@ func (l *line) step(e event) {
 	}
 	now := l.a.cfg.Clock()
 	l.change(func(r *Record) {
-		r.State, r.Reason, r.Explanation = l.machine.State().String(), string(l.machine.Reason()), l.machine.Reason().Explain()
+		// "ended" and "failed" are shown by release: when audio is closed and the
+		// line is free.
+		if !l.machine.State().Over() {
+			r.State = l.machine.State().String()
+		}
 		if e.err != nil {
 			r.Detail = e.err.Error()
 		}
