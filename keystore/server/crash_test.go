@@ -28,16 +28,16 @@ func dup(t *testing.T, p *phone) *os.File {
 
 // cutAfter takes the power away after n more commands.
 func (p *phone) cutAfter(n int) {
-	p.server.device.Wire().Watch(func(_, _ []byte) {
+	p.server.device.Watch(func(_, _ []byte) {
 		if n--; n == 0 {
-			p.tpm.Off()
+			p.TPM.Off()
 		}
 	})
 }
 
 // commands counts the commands of one run of work.
 func (p *phone) commands(work func()) (n int) {
-	p.server.device.Wire().Watch(func(_, _ []byte) { n++ })
+	p.server.device.Watch(func(_, _ []byte) { n++ })
 	work()
 	return n
 }
@@ -52,7 +52,7 @@ func TestCrashInProvisioningCanBeRepeated(t *testing.T) {
 	sealed := 0
 	p := newPhone(t, tpmtest.New(t))
 	for n := 1; n <= all; n += 2 {
-		p.tpm, p.state = tpmtest.New(t), t.TempDir()
+		p.TPM, p.State = tpmtest.New(t), t.TempDir()
 		p.boot()
 		p.cutAfter(n)
 		_, err := p.as("shell").Enrol(t.Context(), "a", pin(goodPIN))
@@ -137,7 +137,7 @@ func TestRightPINOpensAfterKills(t *testing.T) {
 		stream := p.powerOn()
 		path, listener := socket(t)
 		keyd := exec.Command(os.Args[0])
-		keyd.Env = append(os.Environ(), childEnv+"="+p.state, "REMPART_TEST_IMAGE="+p.imageDir)
+		keyd.Env = append(os.Environ(), childEnv+"="+p.State, "REMPART_TEST_IMAGE="+p.Image)
 		keyd.ExtraFiles = []*os.File{stream, listener}
 		var said bytes.Buffer
 		keyd.Stderr = &said
@@ -150,7 +150,7 @@ func TestRightPINOpensAfterKills(t *testing.T) {
 		if err != nil || s.State != client.Capped || s.TriesLeft != 10 {
 			t.Fatalf("round %d: %+v, %v, %s", round, s, err, said.String())
 		}
-		p.tpm.Off()
+		p.TPM.Off()
 		if err := keyd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -200,7 +200,7 @@ func TestLostTPMWipesAndFails(t *testing.T) {
 	p := enrolled(t)
 	p.unlock(goodPIN)
 	held := p.server.held
-	p.tpm.Off()
+	p.TPM.Off()
 	signer, _, err := p.as("voiced").Signer(t.Context())
 	if err != nil {
 		t.Fatal(err)

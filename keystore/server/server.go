@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -257,7 +256,10 @@ func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 	}
 	select {
 	case <-s.broken:
-		return errors.Join(s.cause, s.device.Close())
+		if errors.Is(s.cause, tpm.ErrTPMGone) {
+			return errors.Join(s.cause, s.device.Close())
+		}
+		return errors.Join(s.cause, s.stop())
 	default:
 	}
 	if stopErr := s.stop(); stopErr != nil {
@@ -280,7 +282,7 @@ func (s *Server) watch(ctx context.Context) {
 		if refusal != nil {
 			return
 		}
-		err := s.device.Wire().Check()
+		err := s.device.Check()
 		if err != nil {
 			s.breakDown(err)
 		}
@@ -307,17 +309,4 @@ func (s *Server) stop() error {
 	}
 	s.journal.Event(eventStop, "keyd", outcome)
 	return err
-}
-
-// parseChain parses certificates, leaf first.
-func parseChain(chain [][]byte) ([]*x509.Certificate, error) {
-	certs := make([]*x509.Certificate, 0, len(chain))
-	for i, der := range chain {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", i, err)
-		}
-		certs = append(certs, cert)
-	}
-	return certs, nil
 }

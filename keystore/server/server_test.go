@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -37,7 +38,7 @@ func enrolled(t *testing.T) *phone {
 	p := newPhone(t, tpmtest.New(t))
 	p.boot()
 	e := p.enrol(goodPIN)
-	if err := p.as("shell").SetCertificate(t.Context(), p.certify(e, func(*x509.Certificate) {})); err != nil {
+	if err := p.as("shell").SetCertificate(t.Context(), p.certify(e, nil)); err != nil {
 		t.Fatal(err)
 	}
 	p.halt()
@@ -67,7 +68,7 @@ func TestFromEmptyToASignature(t *testing.T) {
 	if _, err := p.as("shell").Enrol(t.Context(), "b", pin(goodPIN)); !errors.Is(err, client.ErrRefused) {
 		t.Errorf("enrolled twice: %v", err)
 	}
-	chain := p.certify(e, func(*x509.Certificate) {})
+	chain := p.certify(e, nil)
 	if err := p.as("shell").SetCertificate(t.Context(), chain); err != nil {
 		t.Fatal(err)
 	}
@@ -153,8 +154,7 @@ func handshake(t *testing.T, p *phone, voiced *client.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(p.authority)
+	roots := p.Roots()
 	one, other := net.Pipe()
 	conf := &tls.Config{
 		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13,
@@ -240,7 +240,7 @@ func TestCap(t *testing.T) {
 	if _, err := p.server.device.Unseal(boot, bootProof, auth); err == nil {
 		t.Fatal("the tpm opened the boot secrets a second time")
 	}
-	again, err := New(Config{TPM: dup(t, p), State: p.state, Image: p.imageDir})
+	again, err := New(Config{TPM: dup(t, p), State: p.State, Image: p.Image})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,8 +258,8 @@ func TestCap(t *testing.T) {
 func TestUnapprovedImageOpensNothing(t *testing.T) {
 	p := enrolled(t)
 	p.halt()
-	approved := p.programs
-	p.programs = []string{"egressd 1", "keyd 1", "voiced of an attacker"}
+	approved := p.Programs
+	p.Programs = []string{"egressd 1", "keyd 1", "voiced of an attacker"}
 	p.boot()
 	s := p.status()
 	if s.State != client.Sealed || !strings.Contains(s.Reason, "pcr 13") {
@@ -273,7 +273,7 @@ func TestUnapprovedImageOpensNothing(t *testing.T) {
 		t.Errorf("tpm: %v", err)
 	}
 	p.halt()
-	p.programs = approved
+	p.Programs = approved
 	p.boot()
 	if s := p.unlock(goodPIN); s.TriesLeft != 10 {
 		t.Errorf("an unapproved image cost a try: %+v", s)
@@ -288,7 +288,7 @@ func TestUpdateNeedsNoResealingAndOldImageOpensNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := files(t, p.state)
+	before := files(t, p.State)
 	p.halt()
 
 	p.build(5, "egressd 2", "keyd 2", "voiced 2")
@@ -299,7 +299,7 @@ func TestUpdateNeedsNoResealingAndOldImageOpensNothing(t *testing.T) {
 	if got, err := p.as("voiced").Open(t.Context(), "log", sealed); err != nil || string(got) != "kept" {
 		t.Errorf("%q, %v", got, err)
 	}
-	if !bytes.Equal(before, files(t, p.state)) {
+	if !bytes.Equal(before, files(t, p.State)) {
 		t.Error("the update wrote the state folder")
 	}
 	p.halt()
@@ -335,17 +335,26 @@ func TestFloorIsAbsentBeforeProvisioning(t *testing.T) {
 	if bits, ok, err := door.Floor(); bits != 0 || ok || err != nil {
 		t.Errorf("floor %#x, %v, %v", bits, ok, err)
 	}
-	p.tpm.Off()
+	p.TPM.Off()
 	if err := door.Extend(13, [32]byte{}); !errors.Is(err, extend.ErrTPMGone) {
 		t.Errorf("extend without a tpm: %v", err)
 	}
 }
 
+func otherKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
 func TestOtherImageKeyOpensNothing(t *testing.T) {
 	p := enrolled(t)
 	p.halt()
-	p.imageKey = newKey(t)
-	p.build(3, p.programs...)
+	p.ImageKey = otherKey(t)
+	p.build(3, p.Programs...)
 	p.boot()
 	if _, err := p.as("shell").Unlock(t.Context(), pin(goodPIN)); !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), "another image key") {
 		t.Errorf("unlock: %v", err)
@@ -355,7 +364,9 @@ func TestOtherImageKeyOpensNothing(t *testing.T) {
 func TestNoApproval(t *testing.T) {
 	p := enrolled(t)
 	p.halt()
-	p.write(manifest.ApprovalFile, []byte("{}"))
+	if err := p.Write(manifest.ApprovalFile, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
 	p.boot()
 	if s := p.status(); s.State != client.Sealed || !strings.Contains(s.Reason, "not approved") {
 		t.Errorf("%+v", s)
@@ -386,7 +397,7 @@ func TestCopyOfStateShowsNothing(t *testing.T) {
 		}
 		return found
 	}
-	if found := find(files(t, p.state)); len(found) != 0 {
+	if found := find(files(t, p.State)); len(found) != 0 {
 		t.Errorf("the state folder shows the %v", found)
 	}
 	twin := t.TempDir()
@@ -407,14 +418,14 @@ func TestBusShowsNoSecret(t *testing.T) {
 	record := func(command, response []byte) {
 		bus = append(append(bus, command...), response...)
 	}
-	s.device.Wire().Watch(record)
+	s.device.Watch(record)
 	e := p.enrol(goodPIN)
-	if err := p.as("shell").SetCertificate(t.Context(), p.certify(e, func(*x509.Certificate) {})); err != nil {
+	if err := p.as("shell").SetCertificate(t.Context(), p.certify(e, nil)); err != nil {
 		t.Fatal(err)
 	}
 	p.halt()
 	s = p.boot()
-	s.device.Wire().Watch(record)
+	s.device.Watch(record)
 	p.unlock(goodPIN)
 	digest := sha256.Sum256([]byte("x"))
 	signer, _, err := p.as("voiced").Signer(t.Context())
@@ -455,8 +466,8 @@ func TestForeignCertificatesAreRefused(t *testing.T) {
 	}
 	stranger := newPhone(t, tpmtest.New(t))
 	for name, c := range map[string][][]byte{
-		"other authority": stranger.certify(e, func(*x509.Certificate) {}),
-		"other key":       p.certify(e, func(c *x509.Certificate) { c.PublicKey = &newKey(t).PublicKey }),
+		"other authority": stranger.certify(e, nil),
+		"other key":       p.certify(e, func(c *x509.Certificate) { c.PublicKey = &otherKey(t).PublicKey }),
 		"other name":      p.certify(e, func(c *x509.Certificate) { c.Subject.CommonName = "b" }),
 		"other tunnel key": p.certify(e, func(c *x509.Certificate) {
 			last := &c.ExtraExtensions[len(c.ExtraExtensions)-1]
@@ -524,7 +535,7 @@ func TestOnlyTheNamedCallersMay(t *testing.T) {
 func TestServeEndsCleanlyAndWithoutATPM(t *testing.T) {
 	p := enrolled(t)
 	serve := func(ctx context.Context) (*client.Client, chan error) {
-		path := filepath.Join(p.imageDir, "s")
+		path := filepath.Join(p.Image, "s")
 		os.Remove(path)
 		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
 		if err != nil {
@@ -546,14 +557,14 @@ func TestServeEndsCleanlyAndWithoutATPM(t *testing.T) {
 		t.Errorf("clean end: %v", err)
 	}
 	p.server = nil
-	p.tpm.Off()
+	p.TPM.Off()
 
 	p.boot()
 	if s := p.status(); s.TriesLeft != 10 {
 		t.Errorf("a clean end cost a try: %+v", s)
 	}
 	_, ended = serve(t.Context())
-	p.tpm.Off()
+	p.TPM.Off()
 	err := <-ended
 	if errors.Is(err, run.ErrStopped) || err == nil || !strings.Contains(err.Error(), "tpm is gone") {
 		t.Errorf("without a tpm: %v", err)
@@ -566,7 +577,7 @@ func TestServeEndsCleanlyAndWithoutATPM(t *testing.T) {
 func TestDamagedVaultFails(t *testing.T) {
 	p := enrolled(t)
 	p.halt()
-	path := filepath.Join(p.state, "vault")
+	path := filepath.Join(p.State, "vault")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -587,7 +598,7 @@ func TestDamagedVaultFails(t *testing.T) {
 func TestOtherTPMFails(t *testing.T) {
 	p := enrolled(t)
 	p.halt()
-	p.tpm = tpmtest.New(t)
+	p.TPM = tpmtest.New(t)
 	p.boot()
 	if s := p.status(); s.State != client.Failed || !strings.Contains(s.Reason, "storage root key") {
 		t.Errorf("%+v", s)
@@ -597,7 +608,7 @@ func TestOtherTPMFails(t *testing.T) {
 func TestOwnedTPMIsNotTaken(t *testing.T) {
 	p := enrolled(t)
 	p.halt()
-	p.state = t.TempDir() // the state folder was lost
+	p.State = t.TempDir() // the state folder was lost
 	p.boot()
 	if _, err := p.as("shell").Enrol(t.Context(), "a", pin(goodPIN)); !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), "lockout auth") {
 		t.Errorf("enrolled over another vault: %v", err)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -119,10 +120,13 @@ func (st store) readChain() ([][]byte, error) {
 		if block == nil {
 			break
 		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return nil, fmt.Errorf("cannot read the certificate: %w: %w", blob.ErrDamaged, err)
+		}
 		chain = append(chain, block.Bytes)
 	}
-	if _, err := parseChain(chain); err != nil || len(chain) == 0 {
-		return nil, fmt.Errorf("cannot read the certificate: %w", errors.Join(blob.ErrDamaged, err))
+	if len(chain) == 0 {
+		return nil, fmt.Errorf("cannot read the certificate: %w", blob.ErrDamaged)
 	}
 	return chain, nil
 }

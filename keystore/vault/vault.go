@@ -95,8 +95,5 @@ func Next(s State, e Event) (State, error) {
 	return s, fmt.Errorf("cannot take event %q in state %q", e, s)
 }
 
-// Holds reports whether secrets are in memory.
-func (s State) Holds() bool { return s == Open || s == Capped }
-
 // Serves reports whether secrets may be given out or used: only behind the cap.
 func (s State) Serves() bool { return s == Capped }

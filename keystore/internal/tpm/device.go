@@ -27,8 +27,12 @@ func Open(f *os.File) (*Device, error) {
 	return &Device{wire: w}, nil
 }
 
-// Wire returns the stream, for tests that watch the bus.
-func (d *Device) Wire() *Wire { return d.wire }
+// Watch calls fn with every command and response from now on: tests are the
+// attacker on the bus with it. fn must not keep the slices.
+func (d *Device) Watch(fn func(command, response []byte)) { d.wire.Watch(fn) }
+
+// Check finds out, without a command, whether the TPM is gone (ErrTPMGone).
+func (d *Device) Check() error { return d.wire.Check() }
 
 // Close closes the stream. It does not shut the TPM down.
 func (d *Device) Close() error { return d.wire.Close() }

@@ -112,12 +112,6 @@ func (d *Device) RaiseFloor(bits uint64, owner *secret.Bytes) error {
 	return d.setBits(nvHandle(policy.FloorIndex), owner, bits)
 }
 
-// Kill increments the alive counter: no blob of the vault opens again. owner is
-// the owner auth.
-func (d *Device) Kill(owner *secret.Bytes) error {
-	return d.increment(nvHandle(policy.AliveIndex), owner)
-}
-
 func (d *Device) increment(index tpm2.NamedHandle, owner *secret.Bytes) error {
 	err := d.withSession(hmacKind, owner.Reveal(), plain, func(s tpm2.Session) error {
 		_, err := tpm2.NVIncrement{

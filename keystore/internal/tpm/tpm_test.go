@@ -190,7 +190,7 @@ func TestSealOpensOnlyAsApproved(t *testing.T) {
 	if err := s.open(t, again, s.pin); err != nil {
 		t.Errorf("new approval, same blob: %v", err)
 	}
-	if err := d.Kill(nil); err != nil {
+	if err := d.increment(nvHandle(policy.AliveIndex), nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.open(t, again, s.pin); !errors.Is(err, ErrWiped) {
@@ -279,7 +279,7 @@ func TestSigningTakesSixCommands(t *testing.T) {
 		t.Error("signature does not verify")
 	}
 	// Nothing is left satisfied, after a failure neither.
-	if err := d.Kill(nil); err != nil {
+	if err := d.increment(nvHandle(policy.AliveIndex), nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := key.Sign(proof, digest); !errors.Is(err, ErrWiped) {

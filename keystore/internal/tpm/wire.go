@@ -61,8 +61,7 @@ func NewWire(f *os.File) (*Wire, error) {
 	return &Wire{f: f, timeout: patience}, nil
 }
 
-// Watch calls fn with every command and response from now on. Tests use it as
-// the attacker on the bus. fn must not keep the slices.
+// Watch calls fn with every command and response from now on.
 func (w *Wire) Watch(fn func(command, response []byte)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

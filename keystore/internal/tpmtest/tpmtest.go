@@ -4,12 +4,13 @@
 package tpmtest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,10 +19,14 @@ import (
 
 // TPM is one software TPM. Its state survives Off, as a chip's does.
 type TPM struct {
-	t     testing.TB
+	t     testing.TB // nil in an Example
 	state string
 	cmd   *exec.Cmd
 }
+
+// At returns a TPM with its memory in dir, for an Example, which has no
+// testing.TB: use Start and Off.
+func At(dir string) *TPM { return &TPM{state: dir} }
 
 // New returns a TPM fresh from nowhere: no EK certificate. It skips the test
 // at a desk without swtpm, and fails it in CI.
@@ -68,38 +73,68 @@ func Manufactured(t testing.TB) *TPM {
 // does not send TPM2_Startup.
 func (m *TPM) On() *os.File {
 	m.t.Helper()
-	if m.cmd != nil {
-		m.t.Fatal("the tpm is on")
-	}
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	stream, err := m.Start()
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	theirs := os.NewFile(uintptr(fds[1]), "swtpm")
-	defer theirs.Close()
-	var log strings.Builder
-	m.cmd = exec.Command("swtpm", "socket", "--tpm2", "--fd", "3", "--flags", "not-need-init",
-		"--tpmstate", "dir="+m.state)
-	m.cmd.ExtraFiles = []*os.File{theirs}
-	m.cmd.Stderr = &log
-	m.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	if err := m.cmd.Start(); err != nil {
-		m.t.Fatalf("swtpm: %v", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "tpm")
+	return stream
 }
 
-// Off takes the power away: SIGKILL, nothing is shut down.
+// Start is On with an error.
+func (m *TPM) Start() (*os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "tpm"), os.NewFile(uintptr(fds[1]), "swtpm")
+	err = m.run([]*os.File{theirs}, "--fd", "3")
+	if err = errors.Join(err, theirs.Close()); err != nil {
+		return nil, errors.Join(err, ours.Close())
+	}
+	return ours, nil
+}
+
+// Listen powers the TPM on behind a unix socket, for tpm2-tools, and returns
+// their TCTI. It does not send TPM2_Startup.
+func (m *TPM) Listen() (tcti string) {
+	m.t.Helper()
+	path := filepath.Join(m.t.TempDir(), "s")
+	err := m.run(nil, "--server", "type=unixio,path="+path, "--ctrl", "type=unixio,path="+path+".ctrl")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for range 500 {
+		if _, err := os.Stat(path + ".ctrl"); err == nil {
+			return "swtpm:path=" + path
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	m.t.Fatal("swtpm does not listen")
+	return ""
+}
+
+func (m *TPM) run(files []*os.File, args ...string) error {
+	if m.cmd != nil {
+		return errors.New("the tpm is on")
+	}
+	cmd := exec.Command("swtpm", append([]string{"socket", "--tpm2", "--flags", "not-need-init", "--tpmstate", "dir=" + m.state}, args...)...)
+	cmd.ExtraFiles = files
+	// The test's threads come and go; its process is what swtpm must not
+	// outlive, and its end of the stream does that too.
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("cannot start swtpm: %w", err)
+	}
+	m.cmd = cmd
+	return nil
+}
+
+// Off takes the power away: SIGKILL, nothing is shut down. Off while off does
+// nothing.
 func (m *TPM) Off() {
 	if m.cmd == nil {
 		return
 	}
-	if err := m.cmd.Process.Kill(); err != nil && err != os.ErrProcessDone {
-		m.t.Errorf("swtpm: %v", err)
-	}
-	m.cmd.Wait() // says "killed"
+	m.cmd.Process.Kill() // an error means that it has ended already
+	m.cmd.Wait()         // says "killed"
 	m.cmd = nil
 }
-
-// StateDir is where the TPM keeps its memory.
-func (m *TPM) StateDir() string { return m.state }
