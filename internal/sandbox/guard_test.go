@@ -363,6 +363,9 @@ func TestGuardChild(t *testing.T) {
 func (w *guarded) try(cgroup string, what ...string) map[string]string {
 	w.t.Helper()
 	pin := filepath.Join(filepath.Dir(w.pins), "some-pin")
+	if err := os.Mkdir(pin, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		w.t.Fatal(err)
+	}
 	var out strings.Builder
 	cmd := w.start(cgroup, &out, []string{"GUARD_ATTEMPTS=" + strings.Join(what, ","), "DESK=" + w.desk,
 		"PIN=" + pin, "SUPERVISOR=" + strconv.Itoa(os.Getpid())}, os.Args[0], "-test.run=^TestGuardChild$")
@@ -388,7 +391,8 @@ func TestRootInTheHandsetIsRefused(t *testing.T) {
 	for _, cg := range []string{w.cgroup, w.sub} {
 		answers := w.try(cg, attemptOrder...)
 		for _, what := range attemptOrder {
-			if answers[what] != "EPERM" {
+			// /proc/PID/mem turns every refusal into EACCES.
+			if answers[what] != "EPERM" && !(what == "ptrace-supervisor" && answers[what] == "EACCES") {
 				t.Errorf("%s in %s: %s, want EPERM", what, filepath.Base(cg), answers[what])
 			}
 		}
@@ -415,7 +419,7 @@ func TestWithoutTheGuardEachAttemptWorks(t *testing.T) {
 			t.Errorf("%s: %s without any guard: the attempt proves nothing", what, answers[what])
 		}
 	}
-	for _, what := range []string{"packet", "netlink-up", "ioctl-up", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "ptrace-supervisor"} {
+	for _, what := range []string{"packet", "netlink-up", "ioctl-up", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "unlink-pin", "ptrace-supervisor"} {
 		if answers[what] != "done" {
 			t.Errorf("%s: %s without any guard, want done", what, answers[what])
 		}
@@ -518,7 +522,7 @@ func (w *guarded) attackHotplug() uint64 {
 	w.t.Helper()
 	proof.Need(w.t, "sh", "ip")
 	var out strings.Builder
-	script := `for i in $(seq 60); do ip link set wwan7 up; ip addr add 192.0.2.1/24 dev wwan7; echo x > /dev/udp/192.0.2.255/9; sleep 0.01; done 2>/dev/null; true`
+	script := `for i in $(seq 20); do ip link set wwan7 up; ip addr add 192.0.2.1/24 dev wwan7; echo x > /dev/udp/192.0.2.255/9; sleep 0.01; done 2>/dev/null; true`
 	cmd := w.start(w.sub, &out, nil, "bash", "-c", script)
 	w.hotplug("wwan7")
 	if err := cmd.Wait(); err != nil {
