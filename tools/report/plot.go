@@ -1,0 +1,263 @@
+package report
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"rempart/board/scenario/watch"
+)
+
+// The plots are values with positions already computed; the page's template
+// only draws them. Units are those of the SVG's viewBox.
+
+const plotWidth = 720
+
+// axis maps values to positions.
+type axis struct{ from, to, low, high float64 }
+
+func (a axis) at(v float64) float64 {
+	if a.to == a.from {
+		return a.low
+	}
+	return a.low + (v-a.from)/(a.to-a.from)*(a.high-a.low)
+}
+
+// Tick is one labelled mark of an axis.
+type Tick struct {
+	At    float64
+	Label string
+}
+
+// ticks returns about n round marks.
+func (a axis) ticks(n int, unit string) []Tick {
+	span := a.to - a.from
+	if span <= 0 {
+		return nil
+	}
+	step := math.Pow(10, math.Floor(math.Log10(span/float64(n))))
+	for _, m := range []float64{1, 2, 5, 10} {
+		if span/(step*m) <= float64(n) {
+			step *= m
+			break
+		}
+	}
+	var out []Tick
+	for v := math.Ceil(a.from/step) * step; v <= a.to+step/1e6; v += step {
+		label := fmt.Sprintf("%.6g", math.Round(v/step)*step)
+		out = append(out, Tick{round(a.at(v)), strings.TrimSpace(label + " " + unit)})
+	}
+	return out
+}
+
+func round(v float64) float64 { return math.Round(v*10) / 10 }
+
+// Timeline is the boot of one handset.
+type Timeline struct {
+	Name   string
+	Height float64
+	Bars   []Bar
+	Ticks  []Tick
+	Alt    string
+}
+
+// Bar is one step of a timeline.
+type Bar struct {
+	Y, X, Width float64
+	Label, Time string
+	Bad         bool
+}
+
+const (
+	labelWidth = 190
+	timeWidth  = 90
+	barHeight  = 20
+)
+
+func timeline(h Handset) Timeline {
+	end := 0.0
+	for _, b := range h.Boot {
+		end = max(end, b.Start+b.Took)
+	}
+	a := axis{0, end, labelWidth, plotWidth - timeWidth}
+	t := Timeline{Name: h.Name, Ticks: a.ticks(6, "ms")}
+	var said []string
+	for i, b := range h.Boot {
+		t.Bars = append(t.Bars, Bar{Y: float64(i*barHeight) + 4, X: round(a.at(b.Start)), Width: max(2, round(a.at(b.Start+b.Took)-a.at(b.Start))),
+			Label: b.Name, Time: number(b.Start+b.Took) + " ms", Bad: !b.OK})
+		said = append(said, fmt.Sprintf("%s done at %s ms", b.Name, number(b.Start+b.Took)))
+	}
+	t.Height = float64(len(h.Boot)*barHeight) + 26
+	t.Alt = "Boot of " + h.Name + ": " + strings.Join(said, ", ")
+	return t
+}
+
+// Scatter is the plot of frame sizes over time.
+type Scatter struct {
+	Series         []Series
+	XTicks, YTicks []Tick
+	Alt            string
+	Height         float64
+}
+
+// Series is one class and direction.
+type Series struct {
+	Name, Class string
+	Frames      int
+	Path        string // one small square per dot, equal dots once
+}
+
+const (
+	scatterLeft, scatterTop, scatterBottom = 56, 10, 236
+	scatterHeight                          = 264
+)
+
+// scatter plots the points; equal positions are drawn once, so that ten
+// thousand frames of a constant stream stay a small page.
+func scatter(points []watch.Point) *Scatter {
+	if len(points) == 0 {
+		return nil
+	}
+	first, last, most := points[0].At, points[0].At, 100
+	for _, p := range points {
+		if p.At.Before(first) {
+			first = p.At
+		}
+		if p.At.After(last) {
+			last = p.At
+		}
+		most = max(most, p.Size)
+	}
+	x := axis{0, max(last.Sub(first).Seconds(), 0.001), scatterLeft, plotWidth - 8}
+	y := axis{0, float64(most) * 1.05, scatterBottom, scatterTop}
+	type key struct{ name, class string }
+	paths, counts, drawn := map[key]*strings.Builder{}, map[key]int{}, map[string]bool{}
+	for _, p := range points {
+		k := key{seriesName(p), cssClass(p)}
+		if paths[k] == nil {
+			paths[k] = &strings.Builder{}
+		}
+		counts[k]++
+		dot := fmt.Sprintf("M%g %gh2v2h-2z", round(x.at(p.At.Sub(first).Seconds())), round(y.at(float64(p.Size))-1))
+		if !drawn[k.name+dot] {
+			drawn[k.name+dot] = true
+			paths[k].WriteString(dot)
+		}
+	}
+	s := &Scatter{XTicks: x.ticks(7, "s"), YTicks: y.ticks(5, ""), Height: scatterHeight}
+	for k, b := range paths {
+		s.Series = append(s.Series, Series{Name: k.name, Class: k.class, Frames: counts[k], Path: b.String()})
+	}
+	slices.SortFunc(s.Series, func(a, b Series) int { return cmp.Or(b.Frames-a.Frames, cmp.Compare(a.Name, b.Name)) })
+	var said []string
+	for _, se := range s.Series {
+		said = append(said, fmt.Sprintf("%d frames of %s", se.Frames, se.Name))
+	}
+	s.Alt = fmt.Sprintf("Frame sizes over %s: %s", last.Sub(first).Round(time.Millisecond), strings.Join(said, ", "))
+	return s
+}
+
+func seriesName(p watch.Point) string {
+	switch p.Class {
+	case "":
+		return "outside every class"
+	case watch.BeaconClass:
+		return "the lab's beacon"
+	}
+	if p.Direction == watch.Out {
+		return p.Class + ", handset to gateway"
+	}
+	return p.Class + ", gateway to handset"
+}
+
+func cssClass(p watch.Point) string {
+	switch {
+	case p.Class == "":
+		return "bad"
+	case p.Class == watch.BeaconClass:
+		return "lab"
+	case p.Direction == watch.Out:
+		return "out"
+	}
+	return "in"
+}
+
+// Waves are the two aligned waveforms of a way.
+type Waves struct {
+	Sent, Received string
+	Ticks          []Tick
+	Alt            string
+}
+
+func waves(w Way) *Waves {
+	if len(w.SentWave) == 0 {
+		return nil
+	}
+	x := axis{0, w.WaveSeconds, 0, plotWidth}
+	return &Waves{Sent: outline(w.SentWave, 45, 40), Received: outline(w.ReceivedWave, 135, 40), Ticks: x.ticks(8, "s"),
+		Alt: fmt.Sprintf("Speech sent by %s above the speech that %s received, aligned", w.From, w.To)}
+}
+
+// outline is a closed path around the extents, scaled to the highest.
+func outline(e []Extent, middle, half float64) string {
+	most := 1e-6
+	for _, v := range e {
+		most = max(most, math.Abs(v.Low), math.Abs(v.High))
+	}
+	a := axis{0, float64(max(1, len(e)-1)), 0, plotWidth}
+	var b strings.Builder
+	for i, v := range e {
+		fmt.Fprintf(&b, "%s%g %g", map[bool]string{true: "M", false: "L"}[i == 0], round(a.at(float64(i))), round(middle-half*v.High/most))
+	}
+	for i := len(e) - 1; i >= 0; i-- {
+		fmt.Fprintf(&b, "L%g %g", round(a.at(float64(i))), round(middle-half*e[i].Low/most+0.4))
+	}
+	return b.String() + "Z"
+}
+
+// Gauge is a figure against its bound.
+type Gauge struct {
+	Label, Value, Limit string
+	Width, BoundAt      float64
+	Bad                 bool
+	Alt                 string
+}
+
+func gauge(label string, value, bound float64, unit string) Gauge {
+	a := axis{0, max(value, bound) * 1.15, 0, plotWidth}
+	g := Gauge{Label: label, Value: number(value) + " " + unit, Width: round(max(2, a.at(value))), Alt: label + " " + number(value) + " " + unit}
+	if bound > 0 {
+		g.BoundAt, g.Limit, g.Bad = round(a.at(bound)), "bound "+number(bound)+" "+unit, value > bound
+		g.Alt += ", " + g.Limit
+	}
+	return g
+}
+
+// Strip is the samples of one statistic as dots on a line.
+type Strip struct {
+	Statistic
+	Dots            []float64
+	BoundAt, FigAt  float64
+	Ticks           []Tick
+	Value, Limit, N string
+	Alt             string
+}
+
+func strip(s Statistic) Strip {
+	low, high := 0.0, s.Bound
+	for _, v := range s.Samples {
+		high = max(high, v)
+	}
+	a := axis{low, high * 1.1, 10, plotWidth - 10}
+	o := Strip{Statistic: s, BoundAt: round(a.at(s.Bound)), FigAt: round(a.at(s.figure())), Ticks: a.ticks(6, s.Unit),
+		Value: s.On + " " + number(s.figure()) + " " + s.Unit, N: fmt.Sprint(len(s.Samples))}
+	o.Limit = map[bool]string{true: "at least ", false: "at most "}[s.Least] + number(s.Bound) + " " + s.Unit
+	for _, v := range s.Samples {
+		o.Dots = append(o.Dots, round(a.at(v)))
+	}
+	o.Alt = fmt.Sprintf("%s: %s over %s samples, %s", s.Name, o.Value, o.N, o.Limit)
+	return o
+}
