@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,7 @@ type machine struct {
 	reason string
 	init   *os.Process
 	gone   chan struct{} // closed when On has become Off
+	ended  bool          // switched off from outside: a reboot that init asked for meanwhile is void
 }
 
 func newMachine(k *keeper, s Spec) *machine {
@@ -140,7 +142,7 @@ func (m *machine) powerOn(ctx context.Context) (err error) {
 	pins := openPins(cmd.Process.Pid)
 	gone := make(chan struct{})
 	m.mu.Lock()
-	m.init, m.gone = cmd.Process, gone
+	m.init, m.gone, m.ended = cmd.Process, gone, false
 	m.mu.Unlock()
 	m.become(On, "")
 	go func() {
@@ -152,8 +154,31 @@ func (m *machine) powerOn(ctx context.Context) (err error) {
 			fmt.Fprintf(os.Stderr, "machine %s: %v (%v)\n", m.spec.Name, err, state)
 		}
 		m.become(Off, reason)
+		if rebooted(cmd.ProcessState) {
+			go m.reboot()
+		}
 	}()
 	return nil
+}
+
+// rebooted tells whether init ended by reboot(LINUX_REBOOT_CMD_RESTART), which a PID namespace reports as SIGHUP
+// (pid_namespaces(7)).
+func rebooted(state *os.ProcessState) bool {
+	w, ok := state.Sys().(syscall.WaitStatus)
+	return ok && w.Signaled() && w.Signal() == unix.SIGHUP
+}
+
+// reboot switches a machine on again whose init asked for it.
+func (m *machine) reboot() {
+	m.mu.Lock()
+	ended := m.ended
+	m.mu.Unlock()
+	if ended {
+		return
+	}
+	if err := m.powerOn(context.Background()); err != nil {
+		fmt.Fprintf(os.Stderr, "machine %s: cannot reboot: %v\n", m.spec.Name, err)
+	}
 }
 
 // folders makes the machine's folders on the desk.
@@ -291,6 +316,7 @@ func (m *machine) powerOff(ctx context.Context, grace time.Duration, reason stri
 	defer m.switching.Unlock()
 	m.mu.Lock()
 	state, init, gone := m.state, m.init, m.gone
+	m.ended = true
 	m.mu.Unlock()
 	if state != On {
 		return nil
