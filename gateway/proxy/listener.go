@@ -33,7 +33,7 @@ var errInner = errors.New("cannot accept a certificate from an inner address tha
 // table. It is a net.Listener.
 type listener struct {
 	p     *Proxy
-	raw   net.Listener
+	raw   []net.Listener // one per inner address
 	ready chan net.Conn
 	ended chan struct{}
 	once  sync.Once
@@ -43,16 +43,16 @@ type listener struct {
 	conns map[string]sip.AOR // by remote address
 }
 
-func newListener(p *Proxy, raw net.Listener) *listener {
+func newListener(p *Proxy, raw []net.Listener) *listener {
 	return &listener{p: p, raw: raw, ready: make(chan net.Conn), ended: make(chan struct{}),
 		slots: make(chan struct{}, maxHandshaking), conns: map[string]sip.AOR{}}
 }
 
-// run accepts until the raw listener is closed.
-func (l *listener) run(ctx context.Context) error {
+// run accepts from one raw listener until it is closed.
+func (l *listener) run(ctx context.Context, raw net.Listener) error {
 	defer l.Close()
 	for {
-		c, err := l.raw.Accept()
+		c, err := raw.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return err
 		}
@@ -167,13 +167,19 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Addr is the address listened on.
-func (l *listener) Addr() net.Addr { return l.raw.Addr() }
+// Addr is the first address listened on.
+func (l *listener) Addr() net.Addr { return l.raw[0].Addr() }
 
 // Close ends the listener; open connections are the library's to close.
 func (l *listener) Close() error {
-	l.once.Do(func() { close(l.ended) })
-	return l.raw.Close()
+	var errs []error
+	l.once.Do(func() {
+		close(l.ended)
+		for _, raw := range l.raw {
+			errs = append(errs, raw.Close())
+		}
+	})
+	return errors.Join(errs...)
 }
 
 // identified is a connection that leaves the table when it ends.

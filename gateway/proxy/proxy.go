@@ -68,40 +68,49 @@ func New(cfg Config) (*Proxy, error) {
 	return &Proxy{cfg: cfg, pending: map[sip.AOR]int{}}, nil
 }
 
-// Serve takes TCP connections from ln and serves them until ctx ends; it closes
-// ln. Call it once.
-func (p *Proxy) Serve(ctx context.Context, ln net.Listener) (err error) {
+// Serve takes TCP connections from every listener, one per inner address, and
+// serves them until ctx ends; it closes them. Call it once.
+func (p *Proxy) Serve(ctx context.Context, lns ...net.Listener) (err error) {
+	if len(lns) == 0 {
+		return errors.New("cannot serve calls on no address")
+	}
 	if p.ua, err = sip.NewUserAgent(p.cfg.Domain, sip.Limits{Idle: idleLimit, Write: writeLimit}); err != nil {
 		return fmt.Errorf("cannot start the proxy: %w", err)
 	}
 	defer p.ua.Close()
-	if p.client, err = sipgo.NewClient(p.ua, sipgo.WithClientAddr(ln.Addr().String())); err != nil {
+	if p.client, err = sipgo.NewClient(p.ua, sipgo.WithClientAddr(lns[0].Addr().String())); err != nil {
 		return fmt.Errorf("cannot start the proxy: %w", err)
 	}
 	if p.server, err = sipgo.NewServer(p.ua); err != nil {
 		return fmt.Errorf("cannot start the proxy: %w", err)
 	}
-	p.ln = newListener(p, ln)
+	p.ln = newListener(p, lns)
 	p.server.OnRegister(p.certified(p.register))
 	p.server.OnInvite(p.certified(p.relay))
 	p.server.OnBye(p.certified(p.relay))
 	p.server.OnAck(p.ack)
 	p.server.OnCancel(func(r *gosip.Request, tx gosip.ServerTransaction) { refuse(tx, r, 481) })
 	p.server.OnNoRoute(func(r *gosip.Request, tx gosip.ServerTransaction) { refuse(tx, r, 405) })
-	ended := make(chan error, 2)
-	go func() { ended <- p.ln.run(ctx) }()
+	ended := make(chan error, 1+len(lns))
+	for _, raw := range lns {
+		go func() { ended <- p.ln.run(ctx, raw) }()
+	}
 	go func() { ended <- p.server.ServeTLS(p.ln) }()
+	running := cap(ended)
 	select {
 	case <-ctx.Done():
-		p.ln.Close()
-		<-ended
-		<-ended
-		return ctx.Err()
-	case err := <-ended:
-		p.ln.Close()
-		<-ended
-		return fmt.Errorf("cannot serve calls: %w", err)
+	case err = <-ended:
+		err = fmt.Errorf("cannot serve calls: %w", err)
+		running--
 	}
+	p.ln.Close()
+	for range running {
+		<-ended
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
 }
 
 // certified runs a handler only for requests whose sender is proven and whose

@@ -51,9 +51,15 @@ func NewUserAgent(domain string, l Limits) (*sipgo.UserAgent, error) {
 				}}})),
 		sipgo.WithUserAgentTransactionLayerOptions(
 			gosip.WithTransactionLayerLogger(quiet),
+			// Late answers of calls that were given up; nothing waits for them.
+			gosip.WithTransactionLayerUnhandledResponseHandler(func(*gosip.Response) {}),
 			gosip.WithTransactionLayerTerminateOnConnClose()),
 	)
 }
+
+// SilenceLibrary turns off the library's own log, which would write what peers
+// send to the console. A daemon calls it first; what matters is in the journal.
+func SilenceLibrary() { gosip.SetDefaultLogger(slog.New(slog.DiscardHandler)) }
 
 // watched is a connection that says when it is closed, by either side.
 type watched struct {
