@@ -85,9 +85,15 @@ func TestMarshalledPolicyOpens(t *testing.T) {
 	}
 }
 
-func TestOpenRefuses(t *testing.T) {
-	proof.SFR(t, "FPT_TST_EXT.1", "TestOpenReturnsWhatWasSigned")
-	w := newWorld(t)
+// faulty is a bundle with one fault, and the reason to refuse it.
+type faulty struct {
+	name   string
+	bundle string
+	want   error
+}
+
+func faultyBundles(t testing.TB, w *world) []faulty {
+	t.Helper()
 	doc := w.document(t)
 	good := string(w.bundle(t, doc))
 	lines := strings.SplitN(good, "\n", 4) // magic, key, signature, rest
@@ -106,11 +112,7 @@ func TestOpenRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cases := []struct {
-		name   string
-		bundle string
-		want   error
-	}{
+	return []faulty{
 		{"empty", "", ErrGarbled},
 		{"noise", "\x7fELF\x02\x01\x01", ErrGarbled},
 		{"a bare document", doc, ErrUnsigned},
@@ -143,6 +145,13 @@ func TestOpenRefuses(t *testing.T) {
 		{"signed nothing", string(w.bundle(t, "")), ErrGarbled},
 		{"a signed null", string(w.bundle(t, "null")), ErrInvalid},
 	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	proof.SFR(t, "FPT_TST_EXT.1", "TestOpenReturnsWhatWasSigned")
+	w := newWorld(t)
+	good := w.bundle(t, w.document(t))
+	cases := faultyBundles(t, w)
 	for _, c := range cases {
 		p, err := Open([]byte(c.bundle), []*ecdsa.PublicKey{&w.policy.PublicKey})
 		if p != nil || !errors.Is(err, c.want) {
@@ -153,10 +162,10 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%s: reason %q, want %q", c.name, got, c.want)
 		}
 	}
-	if _, err := Open([]byte(good), nil); !errors.Is(err, ErrWrongKey) {
+	if _, err := Open(good, nil); !errors.Is(err, ErrWrongKey) {
 		t.Errorf("with no trusted key: %v, want %v", err, ErrWrongKey)
 	}
-	if _, err := Open([]byte(good), []*ecdsa.PublicKey{nil}); !errors.Is(err, ErrWrongKey) {
+	if _, err := Open(good, []*ecdsa.PublicKey{nil}); !errors.Is(err, ErrWrongKey) {
 		t.Errorf("with a nil trusted key: %v, want %v", err, ErrWrongKey)
 	}
 	if got := Reason(io.EOF); got != "" {
