@@ -70,6 +70,7 @@ type capture struct {
 	blocks map[string]int
 	counts map[string]*PortCount
 	errs   []error
+	closed bool
 }
 
 // captureNote is one line of the answer to a client that captures.
@@ -107,6 +108,7 @@ func (c *captures) start(path string) (*capture, error) {
 		}
 	}
 	c.all[one.id] = one
+	go one.flushOften()
 	return one, nil
 }
 
@@ -243,7 +245,26 @@ func (one *capture) close() {
 	if one.ng != nil {
 		one.errs = append(one.errs, one.ng.Flush())
 	}
+	one.closed = true
 	one.errs = append(one.errs, one.file.Close())
+}
+
+// flushOften lets a reader of the file see frames soon after they were sent.
+func (one *capture) flushOften() {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-one.ended:
+			return
+		case <-tick.C:
+		}
+		one.mu.Lock()
+		if one.ng != nil && !one.closed {
+			_ = one.ng.Flush() // the last flush reports what stays wrong
+		}
+		one.mu.Unlock()
+	}
 }
 
 // result describes an ended capture.
@@ -330,17 +351,19 @@ func (w *World) Capture(ctx context.Context, file string) (*Capture, error) {
 	return c, nil
 }
 
-// Stop ends the capture and returns what it saw.
-func (c *Capture) Stop() (CaptureResult, error) {
+// End asks for the end of the capture; Wait tells when it came. One that
+// ended already, with its world, is not an error.
+func (c *Capture) End() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	// Not found: it ended with its world, and the result is there to be read.
-	err := c.w.call(ctx, http.MethodPost, "/v1/captures/"+strconv.Itoa(c.id)+"/stop", nil, nil)
-	r, werr := c.Wait()
-	if werr == nil {
-		return r, nil
-	}
-	return r, errors.Join(werr, err)
+	// If the keeper does not answer, Wait says so.
+	_ = c.w.call(ctx, http.MethodPost, "/v1/captures/"+strconv.Itoa(c.id)+"/stop", nil, nil)
+}
+
+// Stop ends the capture and returns what it saw.
+func (c *Capture) Stop() (CaptureResult, error) {
+	c.End()
+	return c.Wait()
 }
 
 // Wait waits for the end of the capture and returns what it saw.

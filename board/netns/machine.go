@@ -66,7 +66,7 @@ func (m *machine) describe() Machine {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := Machine{
-		Name: m.spec.Name, Role: m.spec.Role, State: m.state, Since: m.since, Reason: m.reason,
+		Name: m.spec.Name, Role: m.spec.Role, Number: m.spec.Number, State: m.state, Since: m.since, Reason: m.reason,
 		Radio: m.radio, Image: m.spec.Image, Paths: m.paths,
 	}
 	if m.state == On {

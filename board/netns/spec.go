@@ -53,6 +53,7 @@ const (
 type Machine struct {
 	Name   string    `json:"name"`
 	Role   string    `json:"role"`
+	Number int       `json:"number"`
 	State  State     `json:"state"`
 	Since  time.Time `json:"since"`            // when the state began
 	Reason string    `json:"reason,omitempty"` // why it is off

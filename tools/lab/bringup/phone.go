@@ -1,0 +1,93 @@
+package bringup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"rempart/board/netns"
+	"rempart/internal/run"
+	"rempart/keystore/client"
+)
+
+// PhoneStatus is what `rempart status --json` tells, as far as a lab looks at
+// it.
+type PhoneStatus struct {
+	Keystore client.Status `json:"keystore"`
+	Tunnel   Tunnel        `json:"tunnel"`
+}
+
+// Tunnel is the state of a machine's tunnel.
+type Tunnel struct {
+	State  string `json:"state"`
+	Reason string `json:"reason,omitempty"`
+	Peers  int    `json:"peers,omitempty"`
+}
+
+// stateUp is the tunnel's state in which packets pass.
+const stateUp = "up"
+
+// StatusOf asks a machine, as its user would.
+func StatusOf(ctx context.Context, w *netns.World, name string) (PhoneStatus, error) {
+	out, err := w.Phone(ctx, name, nil, "status", "--json")
+	// Status fails when something is wrong on the phone, and still tells.
+	var s PhoneStatus
+	if jerr := json.Unmarshal(out, &s); jerr != nil {
+		return s, errors.Join(fmt.Errorf("cannot read the status of %s: %w", name, jerr), err)
+	}
+	return s, nil
+}
+
+// waitFor asks a machine until its status is good. A machine that goes off in
+// between is an error at once.
+func waitFor(ctx context.Context, w *netns.World, name, what string, good func(PhoneStatus) (bool, error)) (PhoneStatus, error) {
+	var last error
+	for pause := 5 * time.Millisecond; ; pause = min(pause*3/2, 100*time.Millisecond) {
+		s, err := StatusOf(ctx, w, name)
+		if err == nil {
+			ok, gerr := good(s)
+			if ok || gerr != nil {
+				return s, gerr
+			}
+			err = fmt.Errorf("keystore %s %s, tunnel %s %s", s.Keystore.State, s.Keystore.Reason, s.Tunnel.State, s.Tunnel.Reason)
+		}
+		if ctx.Err() == nil { // an error that the end of the wait made tells nothing
+			last = err
+		}
+		if errors.Is(err, netns.ErrOff) || errors.Is(err, netns.ErrNoMachine) {
+			return s, fmt.Errorf("%s: %w", what, err)
+		}
+		select {
+		case <-ctx.Done():
+			err := fmt.Errorf("%s was not %s in time: %w", name, what, errors.Join(context.Cause(ctx), last))
+			return s, run.Hint(err, "its console is /run/rempart-lab/%s/%s/console.log", w.Name, name)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// keystoreReady waits until keyd knows its state.
+func keystoreReady(ctx context.Context, w *netns.World, name string) (PhoneStatus, error) {
+	return waitFor(ctx, w, name, "ready for its user", func(s PhoneStatus) (bool, error) {
+		if s.Keystore.State == client.Failed {
+			return false, fmt.Errorf("keystore of %s failed: %s", name, s.Keystore.Reason)
+		}
+		return s.Keystore.State != "", nil
+	})
+}
+
+// tunnelUp waits for the tunnel.
+func tunnelUp(ctx context.Context, w *netns.World, name string) error {
+	_, err := waitFor(ctx, w, name, "in its tunnel", func(s PhoneStatus) (bool, error) { return s.Tunnel.State == stateUp, nil })
+	return err
+}
+
+// unlock gives the PIN, as the person who holds the machine would.
+func unlock(ctx context.Context, w *netns.World, name, pin string) error {
+	if _, err := w.Phone(ctx, name, []byte(pin+"\n"), "unlock"); err != nil {
+		return run.Hint(fmt.Errorf("cannot unlock %s: %w", name, err), "--pin is the PIN that this state folder was enrolled with")
+	}
+	return nil
+}
