@@ -95,12 +95,22 @@ func timeline(h Handset) Timeline {
 	return t
 }
 
-// Scatter is the plot of frame sizes over time.
+// Scatter is the plot of frame sizes over time, in two panels: what left the
+// handsets (with everything that is of no class) above what came to them.
 type Scatter struct {
-	Series         []Series
-	XTicks, YTicks []Tick
-	Alt            string
-	Height         float64
+	Panels []Panel
+	Series []Series // of all panels, for the key
+	XTicks []Tick
+	Alt    string
+	Height float64
+}
+
+// Panel is one half of a Scatter.
+type Panel struct {
+	Title  string
+	Y      float64 // of the title
+	YTicks []Tick
+	Series []Series
 }
 
 // Series is one class and direction.
@@ -111,8 +121,10 @@ type Series struct {
 }
 
 const (
-	scatterLeft, scatterTop, scatterBottom = 56, 10, 236
-	scatterHeight                          = 264
+	scatterLeft   = 56
+	panelTop      = 22 // room for the title
+	panelHeight   = 150
+	scatterHeight = 2*(panelTop+panelHeight) + 26
 )
 
 // scatter plots the points; equal positions are drawn once, so that ten
@@ -131,27 +143,46 @@ func scatter(points []watch.Point) *Scatter {
 		}
 		most = max(most, p.Size)
 	}
-	x := axis{0, max(last.Sub(first).Seconds(), 0.001), scatterLeft, plotWidth - 8}
-	y := axis{0, float64(most) * 1.05, scatterBottom, scatterTop}
-	type key struct{ name, class string }
+	x := axis{0, max(last.Sub(first).Seconds(), 0.001), scatterLeft, plotWidth - 12}
+	var panels [2]Panel
+	var y [2]axis
+	for i, title := range []string{"handset to gateway, and all else", "gateway to handset"} {
+		top := float64(i * (panelTop + panelHeight))
+		y[i] = axis{0, float64(most) * 1.1, top + panelTop + panelHeight, top + panelTop}
+		panels[i] = Panel{Title: "bytes, " + title, Y: top + 15, YTicks: y[i].ticks(4, "")}
+	}
+	type key struct {
+		panel       int
+		name, class string
+	}
 	paths, counts, drawn := map[key]*strings.Builder{}, map[key]int{}, map[string]bool{}
 	for _, p := range points {
-		k := key{seriesName(p), cssClass(p)}
+		k := key{0, seriesName(p), cssClass(p)}
+		if k.class == "in" {
+			k.panel = 1
+		}
 		if paths[k] == nil {
 			paths[k] = &strings.Builder{}
 		}
 		counts[k]++
-		dot := fmt.Sprintf("M%g %gh2v2h-2z", round(x.at(p.At.Sub(first).Seconds())), round(y.at(float64(p.Size))-1))
+		dot := fmt.Sprintf("M%g %gh3v3h-3z", round(x.at(p.At.Sub(first).Seconds())-1.5), round(y[k.panel].at(float64(p.Size))-1.5))
 		if !drawn[k.name+dot] {
 			drawn[k.name+dot] = true
 			paths[k].WriteString(dot)
 		}
 	}
-	s := &Scatter{XTicks: x.ticks(7, "s"), YTicks: y.ticks(5, ""), Height: scatterHeight}
+	s := &Scatter{XTicks: x.ticks(7, "s"), Height: scatterHeight}
+	byFrames := func(a, b Series) int { return cmp.Or(b.Frames-a.Frames, cmp.Compare(a.Name, b.Name)) }
 	for k, b := range paths {
-		s.Series = append(s.Series, Series{Name: k.name, Class: k.class, Frames: counts[k], Path: b.String()})
+		se := Series{Name: k.name, Class: k.class, Frames: counts[k], Path: b.String()}
+		s.Series = append(s.Series, se)
+		panels[k.panel].Series = append(panels[k.panel].Series, se)
 	}
-	slices.SortFunc(s.Series, func(a, b Series) int { return cmp.Or(b.Frames-a.Frames, cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(s.Series, byFrames)
+	for i := range panels {
+		slices.SortFunc(panels[i].Series, byFrames)
+	}
+	s.Panels = panels[:]
 	var said []string
 	for _, se := range s.Series {
 		said = append(said, fmt.Sprintf("%d frames of %s", se.Frames, se.Name))
@@ -192,12 +223,15 @@ type Waves struct {
 	Alt            string
 }
 
+// waveMargin keeps the first and last label inside the picture.
+const waveMargin = 16
+
 func waves(w Way) *Waves {
 	if len(w.SentWave) == 0 {
 		return nil
 	}
-	x := axis{0, w.WaveSeconds, 0, plotWidth}
-	return &Waves{Sent: outline(w.SentWave, 45, 40), Received: outline(w.ReceivedWave, 135, 40), Ticks: x.ticks(8, "s"),
+	x := axis{0, w.WaveSeconds, waveMargin, plotWidth - waveMargin}
+	return &Waves{Sent: outline(w.SentWave, 58, 36), Received: outline(w.ReceivedWave, 156, 36), Ticks: x.ticks(8, "s"),
 		Alt: fmt.Sprintf("Speech sent by %s above the speech that %s received, aligned", w.From, w.To)}
 }
 
@@ -207,7 +241,7 @@ func outline(e []Extent, middle, half float64) string {
 	for _, v := range e {
 		most = max(most, math.Abs(v.Low), math.Abs(v.High))
 	}
-	a := axis{0, float64(max(1, len(e)-1)), 0, plotWidth}
+	a := axis{0, float64(max(1, len(e)-1)), waveMargin, plotWidth - waveMargin}
 	var b strings.Builder
 	for i, v := range e {
 		fmt.Fprintf(&b, "%s%g %g", map[bool]string{true: "M", false: "L"}[i == 0], round(a.at(float64(i))), round(middle-half*v.High/most))
