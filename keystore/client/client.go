@@ -86,8 +86,8 @@ func (c *Client) Unlock(ctx context.Context, pin *secret.Bytes) (Status, error) 
 	return s, err
 }
 
-// WaitOpen blocks until the vault's secrets are there, ctx ends, or they will
-// not come in this boot. A keyd that does not answer yet is waited for.
+// WaitOpen blocks until keyd serves (Status.Ready), ctx ends, or it will not in
+// this boot. A keyd that does not answer yet is waited for.
 func (c *Client) WaitOpen(ctx context.Context) error {
 	tick := time.NewTicker(waitStep)
 	defer tick.Stop()

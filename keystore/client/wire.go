@@ -14,8 +14,8 @@ type State string
 const (
 	Empty  State = "empty"  // never enrolled
 	Sealed State = "sealed" // enrolled; the PIN was not given in this boot
-	Open   State = "open"   // secrets are in keyd's memory; the cap is not yet on
-	Capped State = "capped" // as open, and the TPM opens no boot secret again in this boot
+	Open   State = "open"   // secrets are in keyd's memory; the cap is not yet on, nothing is served
+	Capped State = "capped" // keyd serves, and the TPM opens no boot secret again in this boot
 	Failed State = "failed" // nothing will open in this boot; Reason says why
 )
 
@@ -38,8 +38,8 @@ type Status struct {
 	Since time.Time `json:"since"`
 }
 
-// Ready reports whether secrets are there to be used.
-func (s Status) Ready() bool { return s.State == Open || s.State == Capped }
+// Ready reports whether keyd serves: the secrets are there and the cap is on.
+func (s Status) Ready() bool { return s.State == Capped }
 
 // EnrolRequest is the body of POST /v1/enrol.
 type EnrolRequest struct {

@@ -56,7 +56,7 @@ const (
 )
 
 // String gives the index as the TPM's tools print it.
-func (i Index) String() string { return fmt.Sprintf("%#010x", uint32(i)) }
+func (i Index) String() string { return fmt.Sprintf("0x%08x", uint32(i)) }
 
 // Name is a TPM entity's name: the algorithm id of SHA-256 and the digest of
 // its public area (Part 1, 16).

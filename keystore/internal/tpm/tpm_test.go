@@ -20,11 +20,15 @@ import (
 	"rempart/keystore/policy"
 )
 
-// powerOn starts a TPM with a pinned root and both indices. every collects what
-// crosses the bus.
+// powerOn starts a TPM with a pinned root and both indices.
 func powerOn(t *testing.T) (d *Device, root []byte) {
 	t.Helper()
 	d = open(t, tpmtest.New(t))
+	return d, own(t, d)
+}
+
+func own(t testing.TB, d *Device) (root []byte) {
+	t.Helper()
 	root, err := d.CreateRoot()
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +38,30 @@ func powerOn(t *testing.T) (d *Device, root []byte) {
 			t.Fatal(err)
 		}
 	}
-	return d, root
+	return root
+}
+
+// benchKey returns a signing key and what satisfies its policy.
+func benchKey(b *testing.B, d *Device) (*SigningKey, *Proof) {
+	if err := d.Startup(); err != nil {
+		b.Fatal(err)
+	}
+	own(b, d)
+	s := seal(b, d)
+	auth := NewAuth()
+	object, err := d.CreateKey(auth, s.pol)
+	if err != nil {
+		b.Fatal(err)
+	}
+	proof, err := d.Verify(approve(b, d, s.key, policy.RefUser, 1, 11, 13), s.alive)
+	if err != nil {
+		b.Fatal(err)
+	}
+	key, err := d.LoadKey(object, auth)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return key, proof
 }
 
 func open(t *testing.T, m *tpmtest.TPM) *Device {
@@ -50,7 +77,7 @@ func open(t *testing.T, m *tpmtest.TPM) *Device {
 	return d
 }
 
-func imageKey(t *testing.T) *ecdsa.PrivateKey {
+func imageKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -60,7 +87,7 @@ func imageKey(t *testing.T) *ecdsa.PrivateKey {
 }
 
 // approve signs the PCRs' present values.
-func approve(t *testing.T, d *Device, key *ecdsa.PrivateKey, ref string, serial int, pcrs ...int) Approval {
+func approve(t testing.TB, d *Device, key *ecdsa.PrivateKey, ref string, serial int, pcrs ...int) Approval {
 	t.Helper()
 	values, err := d.PCRs(pcrs...)
 	if err != nil {
@@ -95,7 +122,7 @@ type sealed struct {
 	pol     [32]byte
 }
 
-func seal(t *testing.T, d *Device) sealed {
+func seal(t testing.TB, d *Device) sealed {
 	t.Helper()
 	s := sealed{d: d, key: imageKey(t), pin: NewAuth(), content: []byte("a canary in a mine")}
 	alive, ok, err := d.ReadIndex(policy.AliveIndex)
