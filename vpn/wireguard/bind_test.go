@@ -23,6 +23,10 @@ func openBind(t *testing.T) (*bind, uint16, <-chan received) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b, port, deliver(t, b, receive)
+}
+
+func deliver(t *testing.T, b conn.Bind, receive []conn.ReceiveFunc) <-chan received {
 	t.Cleanup(func() { b.Close() })
 	out := make(chan received, 4096)
 	for _, f := range receive {
@@ -42,7 +46,7 @@ func openBind(t *testing.T) (*bind, uint16, <-chan received) {
 			}
 		}()
 	}
-	return b, port, out
+	return out
 }
 
 type received struct {
@@ -62,57 +66,51 @@ func take(t *testing.T, c <-chan received) received {
 }
 
 // A gateway speaks to peers of both families in turn. This is what
-// conn.StdNetBind gets wrong; its failing twin is TestStdNetBindMixesFamilies.
+// conn.StdNetBind gets wrong; the failing twin is TestStdNetBindMixesFamilies.
 func TestFamiliesInTurn(t *testing.T) {
-	a, _, _ := openBind(t)
-	_, port, got := openBind(t)
-	if err := inTurn(a, port, func(want string) error {
-		if r := take(t, got); string(r.packet) != want {
-			return fmt.Errorf("got %q, want %q", r.packet, want)
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
+	if err := inTurn(t, newBind()); err != nil {
+		t.Error(err)
 	}
 }
 
 // The twin: the day it fails, wireguard-go is mended and our bind can go.
 func TestStdNetBindMixesFamilies(t *testing.T) {
-	std := conn.NewStdNetBind()
-	if _, _, err := std.Open(0); err != nil {
-		t.Fatal(err)
-	}
-	defer std.Close()
-	_, port, got := openBind(t)
-	err := inTurn(std, port, func(want string) error {
-		select {
-		case r := <-got:
-			if string(r.packet) != want {
-				return errors.New("another packet")
-			}
-			return nil
-		case <-time.After(200 * time.Millisecond):
-			return errors.New("it went elsewhere")
+	for range 5 { // its pool may be empty by chance, under the race detector often
+		if err := inTurn(t, conn.NewStdNetBind()); err != nil {
+			t.Log(err)
+			return
 		}
-	})
-	if err == nil {
-		t.Error("conn.StdNetBind sends right: bind is no longer needed for that")
 	}
+	t.Error("conn.StdNetBind sends right: bind is no longer needed for that")
 }
 
-func inTurn(b conn.Bind, port uint16, arrived func(want string) error) error {
+// inTurn sends from one end of a world to the other's two addresses in turn.
+// Not on loopback: half an address is zeros, and those lead to it as well.
+func inTurn(t *testing.T, sender conn.Bind) error {
+	t.Helper()
+	a, b := world(t)
+	in(t, a.black, func() error { _, _, err := sender.Open(0); return err })
+	defer sender.Close()
+	listener := newBind()
+	var receive []conn.ReceiveFunc
+	in(t, b.black, func() (err error) { receive, _, err = listener.Open(51820); return err })
+	got := deliver(t, listener, receive)
 	for i := range 20 {
-		to := []string{"127.0.0.1", "::1"}[i%2]
-		e, err := b.ParseEndpoint(netip.AddrPortFrom(netip.MustParseAddr(to), port).String())
+		e, err := sender.ParseEndpoint(b.endpoint(i % 2).String())
 		if err != nil {
 			return err
 		}
-		want := fmt.Sprintf("packet %d to %s", i, to)
-		if err := b.Send([][]byte{[]byte(want)}, e); err != nil {
-			return err
+		want := fmt.Sprintf("packet %d to %s", i, e.DstToString())
+		if err := sender.Send([][]byte{[]byte(want)}, e); err != nil {
+			return fmt.Errorf("%s: %w", want, err)
 		}
-		if err := arrived(want); err != nil {
-			return err
+		select {
+		case r := <-got:
+			if string(r.packet) != want {
+				return fmt.Errorf("got %q, want %q", r.packet, want)
+			}
+		case <-time.After(time.Second):
+			return fmt.Errorf("%s went elsewhere", want)
 		}
 	}
 	return nil
