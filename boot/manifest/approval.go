@@ -246,6 +246,24 @@ func OpenApproval(data []byte, keys []*ecdsa.PublicKey) (*Approval, error) {
 	return a, nil
 }
 
+// OpenApproval verifies an approval file by the policy's image keys. Its serial
+// must be the policy's: init asks the floor about one and the TPM about the
+// other, and they may not answer differently.
+func (p *Policy) OpenApproval(data []byte) (*Approval, error) {
+	keys, err := p.Keys.ImageKeys()
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the policy's image keys: %w: %w", ErrInvalid, err)
+	}
+	a, err := OpenApproval(data, keys)
+	if err != nil {
+		return nil, err
+	}
+	if a.Serial != p.Serial {
+		return nil, fmt.Errorf("cannot use the boot approval: %w: it is for serial %d, the policy has %d", ErrInvalid, a.Serial, p.Serial)
+	}
+	return a, nil
+}
+
 func keyNamed(keys []*ecdsa.PublicKey, name Digest) (*ecdsa.PublicKey, error) {
 	for _, key := range keys {
 		if id, err := KeyID(key); err == nil && id == name {

@@ -109,6 +109,20 @@ func Open(bundle []byte, trusted []*ecdsa.PublicKey) (*Policy, error) {
 	return p, nil
 }
 
+// MaxAnchor is the largest anchor file (policy.pub) that is read, in bytes:
+// room for many keys.
+const MaxAnchor = 16 << 10
+
+// OpenWith is [Open] by the keys of an anchor file, which is one or more PEM
+// blocks PUBLIC KEY ([ParsePublicKeys]).
+func OpenWith(anchor, bundle []byte) (*Policy, error) {
+	trusted, err := ParsePublicKeys(anchor)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the policy's anchor: %w: %w", ErrGarbled, err)
+	}
+	return Open(bundle, trusted)
+}
+
 func open(bundle []byte, trusted []*ecdsa.PublicKey) (*Policy, error) {
 	e, err := Parse(bundle)
 	if err != nil {

@@ -16,27 +16,20 @@ const (
 	ApprovalFile = "approval"
 )
 
-// maxAnchor bounds policy.pub, in bytes: room for many keys.
-const maxAnchor = 16 << 10
-
 // LoadFrom opens dir/policy by the keys in dir/policy.pub and returns the
 // policy and the bundle's bytes as they were read, once, so that what was
 // verified is what is used. The error wraps one of the reasons of this
 // package.
 func LoadFrom(dir string) (*Policy, []byte, error) {
-	anchor, err := readBounded(filepath.Join(dir, AnchorFile), maxAnchor)
+	anchor, err := readBounded(filepath.Join(dir, AnchorFile), MaxAnchor)
 	if err != nil {
 		return nil, nil, err
-	}
-	trusted, err := ParsePublicKeys(anchor)
-	if err != nil {
-		return nil, nil, fmt.Errorf("cannot read %s: %w: %w", filepath.Join(dir, AnchorFile), ErrGarbled, err)
 	}
 	bundle, err := readBounded(filepath.Join(dir, PolicyFile), MaxBundle)
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := Open(bundle, trusted)
+	p, err := OpenWith(anchor, bundle)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -44,25 +37,12 @@ func LoadFrom(dir string) (*Policy, []byte, error) {
 }
 
 // LoadApproval reads dir/approval and verifies it by the policy's image keys.
-// Its serial must be the policy's: init asks the floor about one and the TPM
-// about the other, and they may not answer differently.
 func LoadApproval(dir string, p *Policy) (*Approval, error) {
 	data, err := readBounded(filepath.Join(dir, ApprovalFile), MaxApproval)
 	if err != nil {
 		return nil, err
 	}
-	keys, err := p.Keys.ImageKeys()
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the policy's image keys: %w: %w", ErrInvalid, err)
-	}
-	a, err := OpenApproval(data, keys)
-	if err != nil {
-		return nil, err
-	}
-	if a.Serial != p.Serial {
-		return nil, fmt.Errorf("cannot use the boot approval: %w: it is for serial %d, the policy has %d", ErrInvalid, a.Serial, p.Serial)
-	}
-	return a, nil
+	return p.OpenApproval(data)
 }
 
 // readBounded reads a file of at most max bytes; it never reads more than one

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 
 	"rempart/boot/eventlog"
-	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/boot/measure"
 	"rempart/boot/stage"
 )
@@ -40,7 +40,7 @@ func PCRs(image Image) (map[int][32]byte, error) {
 func Events(image Image) ([]eventlog.Event, error) {
 	role := image.Role
 	if role == "" {
-		p, _, err := manifest.LoadFrom(filepath.Join(image.Dir, "etc", "rempart"))
+		p, _, err := load.Policy(filepath.Join(image.Dir, "etc", "rempart"))
 		if err != nil {
 			return nil, fmt.Errorf("cannot predict %s: %w", image.Dir, err)
 		}

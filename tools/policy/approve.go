@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/boot/predict"
 	"rempart/boot/stage"
 	"rempart/internal/atomicfile"
@@ -31,7 +32,7 @@ func approve(args []string, stdout, _ io.Writer) error {
 		return err
 	}
 	conf := filepath.Join(*image, "etc", "rempart")
-	p, _, err := manifest.LoadFrom(conf)
+	p, _, err := load.Policy(conf)
 	if err != nil {
 		return run.Hint(fmt.Errorf("cannot approve %s: %w", *image, err), "an image carries etc/rempart/policy, signed by the key in etc/rempart/policy.pub")
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/boot/predict"
 	"rempart/internal/proof"
 	"rempart/keystore/policy"
@@ -128,11 +129,11 @@ func TestApprovalIsWhatTheKeystoreWillAskFor(t *testing.T) {
 		if code, _, errs := do("approve", "-key", filepath.Join(dir, "image"), "-image", img, "-out", out); code != 0 {
 			t.Fatal(errs)
 		}
-		p, _, err := manifest.LoadFrom(filepath.Join(img, "etc/rempart"))
+		p, _, err := load.Policy(filepath.Join(img, "etc/rempart"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := manifest.LoadApproval(filepath.Join(img, "etc/rempart"), p)
+		a, err := load.Approval(filepath.Join(img, "etc/rempart"), p)
 		if err != nil || a.Serial != 7 {
 			t.Fatalf("%+v, %v", a, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/boot/predict"
 	"rempart/boot/stage"
 	"rempart/internal/proof"
@@ -133,11 +134,11 @@ func TestATPMTakesTheApproval(t *testing.T) {
 	if code, _, errs := do("approve", "-key", filepath.Join(dir, "image"), "-image", img, "-out", filepath.Join(conf, "approval")); code != 0 {
 		t.Fatal(errs)
 	}
-	p, _, err := manifest.LoadFrom(conf)
+	p, _, err := load.Policy(conf)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := manifest.LoadApproval(conf, p)
+	a, err := load.Approval(conf, p)
 	if err != nil {
 		t.Fatal(err)
 	}
