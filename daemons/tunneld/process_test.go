@@ -16,13 +16,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"rempart/internal/frame"
 	"rempart/internal/journal"
 	"rempart/internal/link"
 	"rempart/internal/proof"
@@ -115,90 +112,6 @@ func (s story) Fetch(context.Context) (credentials, error) {
 		return credentials{}, err
 	}
 	return credentials{key: secret.New(raw), public: [32]byte(private.PublicKey().Bytes()), inner: []netip.Addr{s.Inner}}, nil
-}
-
-// egressd speaks the real frames and keeps what it was asked, without a kernel behind it.
-type egressd struct {
-	mu       sync.Mutex
-	ln       net.Listener
-	conns    []net.Conn
-	table    egress.Policy
-	admitted string
-	asked    []string
-}
-
-func (g *egressd) serve(t *testing.T, path string) {
-	t.Helper()
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(path, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	g.mu.Lock()
-	g.ln, g.admitted = ln, ""
-	g.mu.Unlock()
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			g.mu.Lock()
-			g.conns = append(g.conns, c)
-			g.mu.Unlock()
-			go g.answer(c)
-		}
-	}()
-}
-
-func (g *egressd) answer(c net.Conn) {
-	for {
-		b, err := frame.Read(c, egress.MaxRequest)
-		if err != nil {
-			return
-		}
-		r, err := egress.ParseRequest(b)
-		if err != nil {
-			return
-		}
-		g.mu.Lock()
-		switch r.Op {
-		case egress.OpClose:
-			g.admitted = ""
-			g.asked = append(g.asked, "close")
-		case egress.OpAdmit:
-			g.admitted = r.Gateway
-			g.asked = append(g.asked, "admit "+r.Gateway)
-		}
-		s := egress.Status{Admitted: g.admitted, Digest: g.table.For(g.admitted).Digest()}
-		if g.admitted == "" {
-			s.Digest = egress.DenyAll().Digest()
-		}
-		g.mu.Unlock()
-		reply, err := egress.MarshalStatus(s)
-		if err != nil || frame.Write(c, reply) != nil {
-			return
-		}
-	}
-}
-
-// die is kill -9: the socket and every connection at once.
-func (g *egressd) die() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.ln.Close()
-	for _, c := range g.conns {
-		c.Close()
-	}
-	g.conns = nil
-}
-
-func (g *egressd) since(n int) []string {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return slices.Clone(g.asked[n:])
 }
 
 // phone is the part of a handset that tunneld needs, around a real process.
