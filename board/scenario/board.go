@@ -96,12 +96,16 @@ type Board interface {
 	// Start runs a command.
 	Start(ctx context.Context, c Command) (Process, error)
 	// Capture returns the unfiltered pcapng of every port of the internet
-	// link, ports that appear later included, with segmentation offload off.
-	// Its end is clean once the returned reader's Close was called and what
-	// was captured until then was read.
+	// link, ports that appear later included, with segmentation offload off
+	// (a watch.Tail where it is a growing file). Close ends the capture; the
+	// reader then gives what was captured until then, and a clean end.
 	Capture(ctx context.Context) (io.ReadCloser, error)
-	// Beacon makes a frame with the marker in it pass on every captured
-	// interface, and names these.
+	// Beacon makes a frame with the marker in it pass on captured interfaces
+	// and names those; the handset's own must be one of them as long as its
+	// radio is there. It takes the way of a leak: sent by kind packet-bypass
+	// of package attack on the radio itself, by a process of the desk that is
+	// in no handset's cgroup, it passes under gate and floor and shows that
+	// whatever leaves the radio is captured.
 	Beacon(ctx context.Context, m watch.Marker) (interfaces []string, err error)
 	// Counters reads the handset's counters. A handset that is down has none.
 	Counters(ctx context.Context) (Counters, error)
