@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"path/filepath"
 	"testing"
 
 	"rempart/internal/proof"
@@ -304,6 +305,14 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestCorpusIsThere: go test replays the committed corpus of FuzzDecode, and says nothing if it has gone.
+func TestCorpusIsThere(t *testing.T) {
+	files, err := filepath.Glob("testdata/fuzz/FuzzDecode/*")
+	if err != nil || len(files) < 6 {
+		t.Errorf("%d files in the corpus of FuzzDecode, want at least 6 (%v)", len(files), err)
+	}
 }
 
 func BenchmarkEncode(b *testing.B) {

@@ -78,7 +78,7 @@ func (s *Session) record(pcm []int16, until int64, missing *int64) error {
 	ok, err := s.cfg.Mic.ReadFrame(pcm, until)
 	for ok && err == nil && *missing > 0 {
 		// The frame in hand is the oldest. If a newer one is due already, the old one is given up for it.
-		if ok, err = s.cfg.Mic.ReadFrame(pcm, math.MinInt64); ok {
+		if ok, err = s.cfg.Mic.ReadFrame(pcm, s.cfg.Clock()); ok {
 			*missing--
 		} else {
 			return wrapMic(err)

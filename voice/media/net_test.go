@@ -136,7 +136,10 @@ type microphone struct {
 	frames int
 	// late delays frame n beyond its time; nil delays none.
 	late func(n int) time.Duration
-	err  error
+	// stall blocks the reader for so long, whatever its deadline, before frame stallAt: the process does not run.
+	stallAt int
+	stall   time.Duration
+	err     error
 }
 
 func (m *microphone) ReadFrame(frame []int16, until int64) (bool, error) {
@@ -149,12 +152,17 @@ func (m *microphone) ReadFrame(frame []int16, until int64) (bool, error) {
 	if m.first == 0 {
 		m.first = now
 	}
+	if m.stall > 0 && m.frames == m.stallAt {
+		time.Sleep(m.stall)
+		m.stall = 0
+		now = bubbleClock()
+	}
 	due := m.first + int64(m.frames+1)*int64(20*time.Millisecond)
 	if m.late != nil {
 		due += int64(m.late(m.frames))
 	}
-	if wait := min(due, until) - now; wait > 0 {
-		time.Sleep(time.Duration(wait))
+	if end := min(due, until); end > now {
+		time.Sleep(time.Duration(end - now))
 	}
 	if bubbleClock() < due {
 		return false, nil

@@ -275,20 +275,20 @@ func TestSessionEnds(t *testing.T) {
 		{"the peer is silent", func(c *call) { c.wb.path = func(int, []byte) []time.Duration { return nil } }, ErrPeerSilent},
 		{"the microphone fails", func(c *call) { c.ma.err = errTest }, errTest},
 		{"the speaker fails", func(c *call) { c.sa.err, c.sa.failAt = errTest, 5 }, errTest},
-		{"the socket is closed", func(c *call) { time.AfterFunc(time.Second, func() { c.wa.Close() }) }, net.ErrClosed},
+		{"the socket is closed", func(c *call) { time.AfterFunc(500*time.Millisecond, func() { c.wa.Close() }) }, net.ErrClosed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := newCall(t, func(a, b *Config) { b.Idle = time.Hour })
+				c := newCall(t, func(a, b *Config) { a.Idle, b.Idle = time.Second, time.Hour })
 				tc.set(c)
 				c.start(t)
-				time.Sleep(15 * time.Second)
+				time.Sleep(1500 * time.Millisecond)
 				synctest.Wait()
 				if !errors.Is(c.failures[0], tc.want) {
 					t.Errorf("the session ended with %v, want %v", c.failures[0], tc.want)
 				}
 				sent, played := len(c.wa.outgoing()), len(c.sa.played())
-				time.Sleep(time.Second)
+				time.Sleep(200 * time.Millisecond)
 				if len(c.wa.outgoing()) != sent || len(c.sa.played()) != played {
 					t.Error("one direction goes on after the session has ended")
 				}

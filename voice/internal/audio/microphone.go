@@ -67,8 +67,8 @@ func (m *Microphone) ReadFrame(frame []int16, until int64) (bool, error) {
 	due := m.first + nanos((m.frames+1)*FrameSamples)
 	m.mu.Unlock()
 
-	if wait := min(due, until) - now; wait > 0 {
-		time.Sleep(time.Duration(wait))
+	if end := min(due, until); end > now {
+		time.Sleep(time.Duration(end - now))
 	}
 	if due > until && m.clock() < due {
 		return false, nil
