@@ -1,0 +1,100 @@
+package server
+
+import (
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"errors"
+	"strings"
+	"testing"
+
+	"rempart/boot/manifest"
+	"rempart/keystore/client"
+	"rempart/keystore/internal/tpmtest"
+	"rempart/keystore/policy"
+)
+
+// TestApprovalsThatSayTooMuch: signed by the right key, and still not to be
+// used. The TPM would take some of them.
+func TestApprovalsThatSayTooMuch(t *testing.T) {
+	p := newPhone(t, tpmtest.New(t))
+	values := map[int][32]byte{11: {1}, 13: {2}, 15: {}}
+	approved := func(ref string, serial int, key *ecdsa.PrivateKey, pcrs ...int) manifest.Approved {
+		t.Helper()
+		chosen := map[int][32]byte{}
+		for _, pcr := range pcrs {
+			chosen[pcr] = values[pcr]
+		}
+		inner, err := policy.Inner(chosen, serial)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := manifest.Approve(ref, chosen, inner, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	write := func(boot, user manifest.Approved) image {
+		t.Helper()
+		a := manifest.Approval{Version: manifest.ApprovalVersion, Serial: 3, Approved: []manifest.Approved{boot, user}}
+		data, err := a.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Write(manifest.ApprovalFile, data); err != nil {
+			t.Fatal(err)
+		}
+		return loadImage(p.Image)
+	}
+	key := p.ImageKey
+	goodBoot, goodUser := approved(policy.RefBoot, 3, key, 11, 13, 15), approved(policy.RefUser, 3, key, 11, 13)
+	if img := write(goodBoot, goodUser); img.err != nil || img.serial != 3 || !img.key.Equal(&key.PublicKey) {
+		t.Fatalf("a good approval: %v", img.err)
+	}
+	values[15] = sha256.Sum256([]byte("cap"))
+	capped := approved(policy.RefBoot, 3, key, 11, 13, 15)
+	for name, c := range map[string]struct {
+		boot, user manifest.Approved
+		want       string
+	}{
+		"boot secrets without the cap":    {approved(policy.RefBoot, 3, key, 11, 13), goodUser, "does not demand that pcr 15 is zero"},
+		"boot secrets behind the cap":     {capped, goodUser, "does not demand that pcr 15 is zero"},
+		"another serial in the digest":    {goodBoot, approved(policy.RefUser, 4, key, 11, 13), "not that of its PCRs and serial"},
+		"a key that the policy lacks":     {goodBoot, approved(policy.RefUser, 3, otherKey(t), 11, 13), "key"},
+		"digest of one, pcrs of another":  {withPCRs(goodBoot, goodUser), goodUser, ""},
+		"the two references, one content": {goodBoot, withPCRs(goodUser, goodBoot), "not that of its PCRs and serial"},
+	} {
+		img := write(c.boot, c.user)
+		if img.err == nil || !strings.Contains(img.err.Error(), c.want) || !strings.Contains(img.err.Error(), "not approved") {
+			t.Errorf("%s: %v", name, img.err)
+		}
+	}
+}
+
+// withPCRs is a with the PCRs of b.
+func withPCRs(a, b manifest.Approved) manifest.Approved {
+	a.PCRs = b.PCRs
+	return a
+}
+
+func TestNoEnrolmentWithoutAnApprovedImage(t *testing.T) {
+	p := newPhone(t, tpmtest.New(t))
+	measured := p.Programs
+	p.Programs = []string{"an attacker's"}
+	p.boot()
+	if _, err := p.as("shell").Enrol(t.Context(), "a", pin(goodPIN)); !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), "pcr 13") {
+		t.Errorf("enrolled: %v", err)
+	}
+	if own, err := p.server.device.Ownership(); err != nil || own.Owner || own.Lockout {
+		t.Errorf("the tpm was touched: %+v, %v", own, err)
+	}
+	p.halt()
+	p.Programs = measured
+	p.boot()
+	for name, text := range map[string]string{"": goodPIN, "A": goodPIN, "a": "123"} {
+		if _, err := p.as("shell").Enrol(t.Context(), name, pin(text)); err == nil {
+			t.Errorf("enrolled %q", name)
+		}
+	}
+	p.enrol(goodPIN)
+}
