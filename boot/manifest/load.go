@@ -9,13 +9,6 @@ import (
 	"path/filepath"
 )
 
-// The files of an image's /etc/rempart.
-const (
-	PolicyFile   = "policy"
-	AnchorFile   = "policy.pub"
-	ApprovalFile = "approval"
-)
-
 // LoadFrom opens dir/policy by the keys in dir/policy.pub and returns the
 // policy and the bundle's bytes as they were read, once, so that what was
 // verified is what is used. The error wraps one of the reasons of this

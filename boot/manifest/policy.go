@@ -14,6 +14,13 @@ const Version = 1
 // MaxDocument is the largest policy document accepted, in bytes.
 const MaxDocument = 64 << 10
 
+// The files of an image's /etc/rempart.
+const (
+	PolicyFile   = "policy"
+	AnchorFile   = "policy.pub"
+	ApprovalFile = "approval"
+)
+
 // The roles an image can have.
 const (
 	RoleHandset = "handset"

@@ -14,22 +14,15 @@ import (
 	"rempart/boot/manifest"
 )
 
-// The files of an image's /etc/rempart.
-const (
-	PolicyFile   = "policy"
-	AnchorFile   = "policy.pub"
-	ApprovalFile = "approval"
-)
-
 // Policy opens dir/policy by the keys in dir/policy.pub and returns the policy
 // and the bundle's bytes as they were read, once, so that what was verified
 // is what is used. The error wraps one of package manifest's reasons.
 func Policy(dir string) (*manifest.Policy, []byte, error) {
-	anchor, err := read(filepath.Join(dir, AnchorFile), manifest.MaxAnchor)
+	anchor, err := read(filepath.Join(dir, manifest.AnchorFile), manifest.MaxAnchor)
 	if err != nil {
 		return nil, nil, err
 	}
-	bundle, err := read(filepath.Join(dir, PolicyFile), manifest.MaxBundle)
+	bundle, err := read(filepath.Join(dir, manifest.PolicyFile), manifest.MaxBundle)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -43,7 +36,7 @@ func Policy(dir string) (*manifest.Policy, []byte, error) {
 // Approval reads dir/approval and verifies it for the policy
 // ([manifest.Policy.OpenApproval]).
 func Approval(dir string, p *manifest.Policy) (*manifest.Approval, error) {
-	data, err := read(filepath.Join(dir, ApprovalFile), manifest.MaxApproval)
+	data, err := read(filepath.Join(dir, manifest.ApprovalFile), manifest.MaxApproval)
 	if err != nil {
 		return nil, err
 	}

@@ -97,12 +97,12 @@ func TestFolder(t *testing.T) {
 		}
 	}
 	refused("an empty folder", manifest.ErrMissing)
-	put(AnchorFile, []byte(policyPEM))
+	put(manifest.AnchorFile, []byte(policyPEM))
 	refused("no policy", manifest.ErrMissing)
-	if _, _, err := Policy(dir); !strings.Contains(err.Error(), filepath.Join(dir, PolicyFile)) {
+	if _, _, err := Policy(dir); !strings.Contains(err.Error(), filepath.Join(dir, manifest.PolicyFile)) {
 		t.Errorf("%v does not name the file", err)
 	}
-	put(PolicyFile, bundle)
+	put(manifest.PolicyFile, bundle)
 	p, read, err := Policy(dir)
 	if err != nil || p.Name != want.Name || !bytes.Equal(read, bundle) {
 		t.Fatalf("%v, %d bytes, %v", p, len(read), err)
@@ -115,29 +115,29 @@ func TestFolder(t *testing.T) {
 		}
 	}
 	unapproved("no approval", manifest.ErrMissing)
-	put(ApprovalFile, approval(t, policyKey, 3))
+	put(manifest.ApprovalFile, approval(t, policyKey, 3))
 	unapproved("an approval by the policy's key", manifest.ErrWrongKey)
-	put(ApprovalFile, approval(t, imageKey, 4))
+	put(manifest.ApprovalFile, approval(t, imageKey, 4))
 	unapproved("an approval of another serial", manifest.ErrInvalid)
-	put(ApprovalFile, bytes.Repeat([]byte(" "), manifest.MaxApproval+1))
+	put(manifest.ApprovalFile, bytes.Repeat([]byte(" "), manifest.MaxApproval+1))
 	unapproved("a large approval", manifest.ErrTooLarge)
-	put(ApprovalFile, approval(t, imageKey, 3))
+	put(manifest.ApprovalFile, approval(t, imageKey, 3))
 	if a, err := Approval(dir, p); err != nil || a.Serial != 3 {
 		t.Errorf("%v, %v", a, err)
 	}
 
-	put(PolicyFile, bytes.Repeat([]byte("x"), manifest.MaxBundle+1))
+	put(manifest.PolicyFile, bytes.Repeat([]byte("x"), manifest.MaxBundle+1))
 	refused("a large policy", manifest.ErrTooLarge)
-	put(PolicyFile, bundle)
+	put(manifest.PolicyFile, bundle)
 	_, other := newKey(t)
-	put(AnchorFile, []byte(other))
+	put(manifest.AnchorFile, []byte(other))
 	refused("another anchor", manifest.ErrWrongKey)
-	put(AnchorFile, []byte("-----BEGIN"))
+	put(manifest.AnchorFile, []byte("-----BEGIN"))
 	refused("a garbled anchor", manifest.ErrGarbled)
-	put(AnchorFile, bytes.Repeat([]byte("\n"), manifest.MaxAnchor+1))
+	put(manifest.AnchorFile, bytes.Repeat([]byte("\n"), manifest.MaxAnchor+1))
 	refused("a large anchor", manifest.ErrTooLarge)
-	put(AnchorFile, []byte(policyPEM))
-	if err := errors.Join(os.Remove(filepath.Join(dir, PolicyFile)), os.Mkdir(filepath.Join(dir, PolicyFile), 0o755)); err != nil {
+	put(manifest.AnchorFile, []byte(policyPEM))
+	if err := errors.Join(os.Remove(filepath.Join(dir, manifest.PolicyFile)), os.Mkdir(filepath.Join(dir, manifest.PolicyFile), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	refused("a folder for a policy", manifest.ErrMissing)
