@@ -3,8 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
-	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/internal/journal"
 	"rempart/internal/run"
 	"rempart/internal/sandbox"
@@ -13,8 +14,6 @@ import (
 	"rempart/internal/wish"
 	"rempart/keystore/client"
 	"rempart/vpn/wireguard"
-
-	"net/netip"
 )
 
 const (
@@ -37,7 +36,7 @@ func main() {
 		if err != nil {
 			return err
 		}
-		policy, _, err := manifest.LoadFrom(policyDir)
+		policy, _, err := load.Policy(policyDir)
 		if err != nil {
 			return fmt.Errorf("cannot use the policy: %w", err)
 		}
