@@ -108,18 +108,25 @@ func nothingLeft(t *testing.T, world string) {
 			t.Errorf("%s is left (%v)", path, err)
 		}
 	}
-	// The world's name is in the arguments of each of its own processes; of
-	// those started by it, the machine's state folder is.
-	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, p := range procs {
-		if cmdline, err := os.ReadFile(p); err == nil && strings.Contains(string(cmdline), world) {
-			t.Errorf("process %s is left: %q", p, cmdline)
-		}
+	for _, process := range left(world) {
+		t.Errorf("process %s is left", process)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil || strings.Contains(string(mounts), world) {
 		t.Errorf("a mount is left (%v)", err)
 	}
+}
+
+// left returns the processes that have the world's name in their arguments, as
+// each of its own has. (Those of its machines are in its control groups.)
+func left(world string) (found []string) {
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		if cmdline, err := os.ReadFile(p); err == nil && strings.Contains(string(cmdline), world) {
+			found = append(found, p+": "+string(cmdline))
+		}
+	}
+	return found
 }
 
 // add adds a handset with the test's image.

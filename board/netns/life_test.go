@@ -259,7 +259,7 @@ func waitGone(t *testing.T, world string) {
 	t.Helper()
 	eventually(t, "world "+world+" is gone", func() bool {
 		_, err := os.Stat(lockPath(world))
-		return errors.Is(err, os.ErrNotExist)
+		return errors.Is(err, os.ErrNotExist) && len(left(world)) == 0
 	})
 	nothingLeft(t, world)
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,7 +70,7 @@ func Start(ctx context.Context, world, state string) (w *World, err error) {
 	if state, err = filepath.Abs(state); err != nil {
 		return nil, fmt.Errorf("cannot use the state folder: %w", err)
 	}
-	lock, err := lockWorld(world)
+	lock, err := lockIdle(ctx, world)
 	if errors.Is(err, errRunning) {
 		return nil, run.Hint(fmt.Errorf("cannot start world %s: %w", world, err),
 			"`rempart-lab down --world %s` takes it down, another --world runs beside it", world)
@@ -95,6 +96,30 @@ func Start(ctx context.Context, world, state string) (w *World, err error) {
 	}
 	w.guard = resp.Body
 	return w, nil
+}
+
+// lockIdle takes the lock of a world that does not run. A lock without a
+// keeper that answers is a janitor at work: it gets ten seconds.
+func lockIdle(ctx context.Context, world string) (*os.File, error) {
+	for end := time.Now().Add(10 * time.Second); ; {
+		lock, err := lockWorld(world)
+		if !errors.Is(err, errRunning) {
+			return lock, err
+		}
+		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+		w := connect(world)
+		_, answer := w.Status(ask)
+		cancel()
+		w.client.CloseIdleConnections()
+		if answer == nil || time.Now().After(end) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // startKeeper starts the keeper of a locked world in a network namespace of
@@ -207,7 +232,9 @@ func Down(ctx context.Context, world string) error {
 	for wait, force := 2*time.Millisecond, time.Now().Add(15*time.Second); ; wait = min(2*wait, 50*time.Millisecond) {
 		lock, err := lockWorld(world)
 		if err == nil {
-			return errors.Join(clean(h, world), removeLock(world, lock))
+			err = errors.Join(clean(h, world), removeLock(world, lock))
+			awaitStages(world)
+			return err
 		}
 		if !errors.Is(err, errRunning) {
 			return err
@@ -232,6 +259,39 @@ func Down(ctx context.Context, world string) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// awaitStages waits, at most five seconds, for the end of a keeper and a
+// janitor that have done their work: the lock is free a moment before its last
+// holder is gone.
+func awaitStages(world string) {
+	end := time.Now().Add(5 * time.Second)
+	procs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
+	for _, p := range procs {
+		cmdline, err := os.ReadFile(filepath.Join(p, "cmdline"))
+		if err != nil || !isStageOf(world, cmdline) {
+			continue
+		}
+		pid, _ := strconv.Atoi(filepath.Base(p)) // digits, by the pattern
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
+		}
+		for time.Now().Before(end) {
+			if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100); n > 0 {
+				break
+			}
+		}
+		_ = unix.Close(fd) // only a reference
+	}
+}
+
+// isStageOf tells whether a command line is that of a world's keeper or
+// janitor.
+func isStageOf(world string, cmdline []byte) bool {
+	args := strings.Split(string(cmdline), "\x00")
+	return len(args) > 2 && (args[1] == stageKeeper || args[1] == stageJanitor) &&
+		strings.Contains(args[2], `"World":"`+world+`"`)
 }
 
 // Worlds returns the names of the worlds that have a runtime folder.

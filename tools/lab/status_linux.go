@@ -17,7 +17,7 @@ import (
 // machineStatus is a machine as board and phone see it.
 type machineStatus struct {
 	netns.Machine
-	Inner  []netip.Addr    `json:"inner"` // addresses inside the tunnel
+	Inner  []netip.Addr    `json:"inner"`            // addresses inside the tunnel
 	Tunnel *bringup.Tunnel `json:"tunnel,omitempty"` // nil when the phone did not say
 	// Keystore is the state of the keystore, "" when the phone did not say.
 	Keystore string `json:"keystore,omitempty"`
