@@ -101,8 +101,8 @@ func (g *Gate) openCounters() (*ebpf.Map, error) {
 	if m, err = newCounters(); err != nil {
 		return nil, err
 	}
-	if err := m.Pin(path); err != nil {
-		return nil, errors.Join(fmt.Errorf("cannot pin %s: %w", path, err), m.Close())
+	if err := pinObject(m, path); err != nil {
+		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
 }
@@ -148,10 +148,7 @@ func (g *Gate) attachDirection(d egress.Direction, p *ebpf.Program) error {
 		return err
 	}
 	g.hook, g.links[d] = egress.HookTCX, l
-	if err := l.Pin(g.pin(d.String())); err != nil {
-		return fmt.Errorf("cannot pin the link: %w", err)
-	}
-	return nil
+	return pinObject(l, g.pin(d.String()))
 }
 
 // takeOver opens an earlier process's pin. A pin whose link is dead (its device is
