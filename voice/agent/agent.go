@@ -16,6 +16,7 @@ import (
 	"rempart/internal/journal"
 	"rempart/keystore/client/identity"
 	"rempart/voice/call"
+	"rempart/voice/record"
 	"rempart/voice/sip"
 )
 
@@ -136,11 +137,7 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // Status is what voiced's GET /v1/status shows.
-type Status struct {
-	Registration sip.Registration `json:"registration"`
-	Current      *Record          `json:"current"`
-	Last         *Record          `json:"last"`
-}
+type Status = record.Status
 
 // Status is the registration, the call that is on and the last that was.
 func (a *Agent) Status() Status {

@@ -65,7 +65,7 @@ func (l *line) record() Record {
 	defer l.mu.Unlock()
 	r := l.rec
 	if l.sound != nil {
-		r.sound(l.sound.session.Stats())
+		sounds(&r, l.sound.session.Stats())
 	}
 	return r
 }
@@ -347,7 +347,7 @@ func (l *line) startKeying() error {
 // keyed notes what was agreed.
 func (l *line) keyed(k *keying.Result) {
 	l.keys = k
-	l.change(func(r *Record) { r.keys(k) })
+	l.change(func(r *Record) { agreed(r, k) })
 	r := l.record()
 	seen := l.a.store.seen(r.PeerURI, r.PeerCertificate)
 	l.change(func(r *Record) { r.PeerSeenBefore = seen })
@@ -381,7 +381,7 @@ func (l *line) closeAudio() {
 	}
 	stats, err := s.stop()
 	l.mu.Lock()
-	l.rec.sound(stats)
+	sounds(&l.rec, stats)
 	l.sound = nil
 	l.mu.Unlock()
 	if err != nil {

@@ -13,6 +13,8 @@ import (
 
 	"github.com/emiago/sipgo"
 	gosip "github.com/emiago/sipgo/sip"
+
+	"rempart/voice/record"
 )
 
 // Config is what a user agent needs. All fields but Local are required.
@@ -55,19 +57,7 @@ func DefaultTiming() Timing {
 }
 
 // Registration is what status shows of the signalling.
-type Registration struct {
-	// State is "connecting", "registered" or "unregistered".
-	State string `json:"state"`
-	// Since is when the state began, CLOCK_MONOTONIC ns.
-	Since int64 `json:"since"`
-	// Reason says why it is not "registered".
-	Reason string `json:"reason,omitempty"`
-	// Gateway is the address spoken to; Name is our address of record.
-	Gateway string `json:"gateway"`
-	Name    string `json:"name"`
-	// Failures counts attempts since the last success.
-	Failures int `json:"failures"`
-}
+type Registration = record.Registration
 
 // Errors that callers branch on.
 var (
