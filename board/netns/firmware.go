@@ -116,7 +116,7 @@ func buildRoot(spec firmwareSpec) error {
 		mount("tmpfs", at("run"), "tmpfs", quiet, "mode=755,size=16m"),
 		mount("proc", at("proc"), "proc", quiet, ""),
 		mount("sysfs", at("sys"), "sysfs", quiet|unix.MS_RDONLY, ""),
-		mount("bpf", at("sys/fs/bpf"), "bpf", quiet, "mode=700"),
+		mount("bpf", at("sys/fs/bpf"), "bpf", quiet, "mode=711"),
 		mount("cgroup2", at("sys/fs/cgroup"), "cgroup2", quiet, ""),
 		bind(spec.State, at("state"), quiet),
 		devices(at("dev")),

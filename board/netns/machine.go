@@ -51,7 +51,7 @@ func newMachine(k *keeper, s Spec) *machine {
 		k: k, spec: s, radio: RadioOf(s.Name, s.Number), state: Off, since: time.Now(), reason: "it was never switched on",
 		paths: Paths{
 			State: filepath.Join(dir, "state"), Audio: filepath.Join(dir, "audio"), TPM: filepath.Join(dir, "tpm"),
-			Console: filepath.Join(runtimeDir(k.spec.World), s.Name, "console.log"),
+			Console: filepath.Join(dir, "console.log"), // outlives the world: it says why one failed
 		},
 	}
 }
@@ -59,6 +59,12 @@ func newMachine(k *keeper, s Spec) *machine {
 // group returns the machine's control group.
 func (m *machine) group(parts ...string) string {
 	return m.k.h.path(m.k.spec.World, append([]string{m.spec.Name}, parts...)...)
+}
+
+// mountPoint returns the empty folder on which the machine's root is mounted,
+// inside the machine.
+func (m *machine) mountPoint() string {
+	return filepath.Join(runtimeDir(m.k.spec.World), m.spec.Name, "root")
 }
 
 // describe returns what is known of the machine now.
@@ -118,7 +124,7 @@ func (m *machine) powerOn(ctx context.Context) (err error) {
 		return err
 	}
 	defer hw.Close()
-	chip, err := startTPM(m.paths.TPM, filepath.Join(filepath.Dir(m.paths.Console), "tpm.log"), hw)
+	chip, err := startTPM(m.paths.TPM, filepath.Join(filepath.Dir(m.mountPoint()), "tpm.log"), hw)
 	if err != nil {
 		return errors.Join(err, removeGroup(m.group()))
 	}
@@ -187,7 +193,7 @@ func (m *machine) folders() error {
 		path string
 		mode os.FileMode
 		uid  int
-	}{{m.paths.State, 0o755, 0}, {m.paths.Audio, 0o755, uidVoiced}, {filepath.Join(filepath.Dir(m.paths.Console), "root"), 0o700, 0}} {
+	}{{m.paths.State, 0o755, 0}, {m.paths.Audio, 0o755, uidVoiced}, {m.mountPoint(), 0o700, 0}} {
 		if err := os.MkdirAll(d.path, 0o700); err != nil {
 			return fmt.Errorf("cannot make the machine's folders: %w", err)
 		}
@@ -203,7 +209,7 @@ func (m *machine) folders() error {
 // place.
 func (m *machine) firmware(chip *tpm, hs *os.File) (cmd *exec.Cmd, fire func() error, err error) {
 	cmd, err = again(stageFirmware, firmwareSpec{
-		Name: m.spec.Name, Image: m.spec.Image, Root: filepath.Join(filepath.Dir(m.paths.Console), "root"),
+		Name: m.spec.Name, Image: m.spec.Image, Root: m.mountPoint(),
 		State: m.paths.State, Audio: m.paths.Audio, Args: []string{m.radio.argument()},
 	})
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"rempart/board/netns"
@@ -57,15 +59,29 @@ func waitFor(ctx context.Context, w *netns.World, name, what string, good func(P
 			last = err
 		}
 		if errors.Is(err, netns.ErrOff) || errors.Is(err, netns.ErrNoMachine) {
-			return s, fmt.Errorf("%s: %w", what, err)
+			return s, run.Hint(fmt.Errorf("%s did not get %s: %w", name, what, err), "%s", lastWords(ctx, w, name))
 		}
 		select {
 		case <-ctx.Done():
-			err := fmt.Errorf("%s was not %s in time: %w", name, what, errors.Join(context.Cause(ctx), last))
-			return s, run.Hint(err, "its console is /run/rempart-lab/%s/%s/console.log", w.Name, name)
+			err := fmt.Errorf("%s did not get %s in time: %w", name, what, errors.Join(context.Cause(ctx), last))
+			return s, run.Hint(err, "%s", lastWords(context.WithoutCancel(ctx), w, name))
 		case <-time.After(pause):
 		}
 	}
+}
+
+// lastWords returns where a machine's console is and how it ends.
+func lastWords(ctx context.Context, w *netns.World, name string) string {
+	m, err := w.Machine(ctx, name)
+	if err != nil {
+		return "its console is in the state folder"
+	}
+	console, err := os.ReadFile(m.Paths.Console)
+	if err != nil {
+		return "its console cannot be read: " + err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(console)), "\n")
+	return m.Paths.Console + " ends with: " + strings.Join(lines[max(0, len(lines)-4):], " | ")
 }
 
 // keystoreReady waits until keyd knows its state.
