@@ -1,14 +1,19 @@
 package server
 
 import (
+	"bytes"
 	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"strings"
 	"testing"
 
 	"rempart/boot/manifest"
+	"rempart/internal/proof"
 	"rempart/keystore/client"
+	"rempart/keystore/extend"
 	"rempart/keystore/internal/tpmtest"
 	"rempart/keystore/policy"
 )
@@ -97,4 +102,125 @@ func TestNoEnrolmentWithoutAnApprovedImage(t *testing.T) {
 		}
 	}
 	p.enrol(goodPIN)
+}
+
+func TestUnapprovedImageOpensNothing(t *testing.T) {
+	p := enrolled(t)
+	p.halt()
+	approved := p.Programs
+	p.Programs = []string{"egressd 1", "keyd 1", "voiced of an attacker"}
+	p.boot()
+	s := p.status()
+	if s.State != client.Sealed || !strings.Contains(s.Reason, "pcr 13") {
+		t.Errorf("%+v", s)
+	}
+	if _, err := p.as("shell").Unlock(t.Context(), pin(goodPIN)); !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), "pcr 13") {
+		t.Errorf("unlock: %v", err)
+	}
+	// The check above is for people; the TPM itself refuses too.
+	if _, _, _, err := p.server.open(pinAuth(p.server.file.Salt, []byte(goodPIN))); err == nil || !strings.Contains(err.Error(), "not the approved one") {
+		t.Errorf("tpm: %v", err)
+	}
+	p.halt()
+	p.Programs = approved
+	p.boot()
+	if s := p.unlock(goodPIN); s.TriesLeft != 10 {
+		t.Errorf("an unapproved image cost a try: %+v", s)
+	}
+}
+
+func TestUpdateNeedsNoResealingAndOldImageOpensNothing(t *testing.T) {
+	proof.SFR(t, "FPT_TUD_EXT.6", "TestFromEmptyToASignature")
+	p := enrolled(t)
+	p.unlock(goodPIN)
+	sealed, err := p.as("voiced").Seal(t.Context(), "log", []byte("kept"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := files(t, p.State)
+	p.halt()
+
+	p.build(5, "egressd 2", "keyd 2", "voiced 2")
+	p.boot()
+	if s := p.unlock(goodPIN); s.Floor != 5 {
+		t.Errorf("%+v", s)
+	}
+	if got, err := p.as("voiced").Open(t.Context(), "log", sealed); err != nil || string(got) != "kept" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if !bytes.Equal(before, files(t, p.State)) {
+		t.Error("the update wrote the state folder")
+	}
+	p.halt()
+
+	p.build(3, "egressd 1", "keyd 1", "voiced 1")
+	p.boot()
+	if _, err := p.as("shell").Unlock(t.Context(), pin(goodPIN)); !errors.Is(err, client.ErrRefused) ||
+		!strings.Contains(err.Error(), "serial is 3, the floor is 5") {
+		t.Errorf("old image: %v", err)
+	}
+	if _, _, _, err := p.server.open(pinAuth(p.server.file.Salt, []byte(goodPIN))); err == nil || !strings.Contains(err.Error(), "revoked") {
+		t.Errorf("tpm: %v", err)
+	}
+	p.halt()
+
+	// init reads the floor before keyd is there.
+	door, err := extend.Open(p.powerOn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer door.Close()
+	if bits, ok, err := door.Floor(); err != nil || !ok || bits != policy.FloorFor(5) {
+		t.Errorf("floor %#x, %v, %v", bits, ok, err)
+	}
+}
+
+func otherKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestOtherImageKeyOpensNothing(t *testing.T) {
+	p := enrolled(t)
+	p.halt()
+	p.ImageKey = otherKey(t)
+	p.build(3, p.Programs...)
+	p.boot()
+	if _, err := p.as("shell").Unlock(t.Context(), pin(goodPIN)); !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), "another image key") {
+		t.Errorf("unlock: %v", err)
+	}
+}
+
+func TestNoApproval(t *testing.T) {
+	p := enrolled(t)
+	p.halt()
+	if err := p.Write(manifest.ApprovalFile, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	p.boot()
+	if s := p.status(); s.State != client.Sealed || !strings.Contains(s.Reason, "not approved") {
+		t.Errorf("%+v", s)
+	}
+	if _, err := p.as("shell").Unlock(t.Context(), pin(goodPIN)); !errors.Is(err, client.ErrRefused) {
+		t.Errorf("unlock: %v", err)
+	}
+}
+
+func TestFloorIsAbsentBeforeProvisioning(t *testing.T) {
+	p := newPhone(t, tpmtest.New(t))
+	door, err := extend.Open(p.powerOn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bits, ok, err := door.Floor(); bits != 0 || ok || err != nil {
+		t.Errorf("floor %#x, %v, %v", bits, ok, err)
+	}
+	p.TPM.Off()
+	if err := door.Extend(13, [32]byte{}); !errors.Is(err, extend.ErrTPMGone) {
+		t.Errorf("extend without a tpm: %v", err)
+	}
 }

@@ -58,11 +58,15 @@ func (s *Server) refreshLockout() {
 
 func (s *Server) getStatus(*http.Request) (any, *httpsock.Error) { return s.Status(), nil }
 
-// gone is the answer after the TPM was lost.
+// gone is the answer of a vault that has failed. Needs the turn.
 func (s *Server) gone() *httpsock.Error {
+	status := client.StatusRefused
+	if errors.Is(s.cause, tpm.ErrTPMGone) {
+		status = client.StatusTPMGone
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return refuse(client.StatusTPMGone, "keystore has failed: %s", s.status.Reason)
+	return refuse(status, "keystore has failed: %s", s.status.Reason)
 }
 
 func (s *Server) postEnrol(r *http.Request) (any, *httpsock.Error) {
