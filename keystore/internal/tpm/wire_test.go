@@ -201,3 +201,17 @@ func BenchmarkSign(b *testing.B) {
 		}
 	}
 }
+
+func FuzzCheckRaw(f *testing.F) {
+	f.Add(message(0))
+	f.Add(append([]byte{0x80, 2}, message(0, make([]byte, 57)...)[2:]...))
+	f.Fuzz(func(t *testing.T, response []byte) {
+		if len(response) < headerSize {
+			return // the wire gives no such thing
+		}
+		s := tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize)
+		if err := checkRaw(tpm2.TPMCCNVSetBits, s, nil, response); err == nil {
+			t.Fatal("an answer without the session's key was taken")
+		}
+	})
+}
