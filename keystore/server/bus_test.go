@@ -230,3 +230,46 @@ func TestOtherRootOnTheBusGetsNoPIN(t *testing.T) {
 		t.Errorf("%d sessions were salted to the attacker's key", sessions)
 	}
 }
+
+// TestEverySessionIsSalted reads the sessions off the bus of a whole life: each
+// is salted to the pinned root, and what goes without a session is named here.
+func TestEverySessionIsSalted(t *testing.T) {
+	p := newPhone(t, tpmtest.New(t))
+	passwords := map[uint32]string{ // authorised by an empty password
+		0x131: "CreatePrimary", 0x120: "EvictControl", // before there is a root
+		0x129: "HierarchyChangeAuth", // with a second session that encrypts
+		0x149: "PolicyNV",            // what is altered in it makes another digest
+	}
+	sessions, encrypting, faults := 0, 0, 0
+	watch := func(command, _ []byte) {
+		code := binary.BigEndian.Uint32(command[6:])
+		if bytes.Contains(command, []byte{0x40, 0, 0, 9}) && passwords[code] == "" { // TPM_RS_PW
+			faults++
+			t.Errorf("command %#x goes by a password", code)
+		}
+		if code != 0x176 {
+			return
+		}
+		sessions++
+		if root := binary.BigEndian.Uint32(command[10:]); root != 0x81000001 {
+			t.Errorf("a session is salted to handle %#x", root)
+		}
+		nonce := int(binary.BigEndian.Uint16(command[18:]))
+		rest := command[20+nonce:]
+		salt := int(binary.BigEndian.Uint16(rest))
+		if nonce < 16 || salt < 64 {
+			t.Errorf("a session has a nonce of %d and a salt of %d bytes", nonce, salt)
+		}
+		if binary.BigEndian.Uint16(rest[2+salt+1:]) == 0x0006 { // TPM_ALG_AES
+			encrypting++
+		}
+	}
+	p.boot().device.Watch(watch)
+	p.enrol(goodPIN)
+	p.halt()
+	p.boot().device.Watch(watch)
+	p.unlock(goodPIN)
+	if sessions < 15 || encrypting < 10 || faults != 0 {
+		t.Errorf("%d sessions, %d encrypt, %d faults", sessions, encrypting, faults)
+	}
+}
