@@ -259,6 +259,60 @@ for i in range(500): s.sendto(b"marked-%03d" % i + b"."*1000, ("198.51.100.7",9)
 	}
 }
 
+func TestADeviceIsPluggedInWhileTheMachineRuns(t *testing.T) {
+	w := start(t)
+	add(t, w, "a", 11)
+	if err := w.HotPlug(t.Context(), "a", "usb0"); !errors.Is(err, ErrOff) {
+		t.Errorf("plugging into a machine that is off: %v", err)
+	}
+	m, _ := on(t, w, "a")
+	file := filepath.Join(t.TempDir(), "hot.pcapng")
+	c, err := w.Capture(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.HotPlug(t.Context(), "a", "usb0"); err != nil {
+		t.Fatal(err)
+	}
+	own := Where{Machine: "a"}
+	if got := output(t, w, own, "cat", "/sys/class/net/usb0/operstate"); got != "down" {
+		t.Errorf("it appeared %q, want down", got)
+	}
+	for _, bad := range []string{"usb0", "wwan0", "", "a name", "much-too-long"} {
+		if err := w.HotPlug(t.Context(), "a", bad); err == nil {
+			t.Errorf("device %q was plugged in", bad)
+		}
+	}
+	output(t, w, own, "python3", "-c", `
+import socket,fcntl,struct
+s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)
+fcntl.ioctl(s,0x8914,struct.pack("16sh14x",b"usb0",0x1043))
+p=socket.socket(socket.AF_PACKET,socket.SOCK_RAW); p.bind(("usb0",0)); p.send(b"\xff"*12+b"\x88\xb5"+b"hot-marked"*5)`)
+	if err := w.Unplug(t.Context(), "a", "usb0"); err != nil {
+		t.Fatal(err)
+	}
+	if got := output(t, w, own, "ls", "/sys/class/net"); strings.Contains(got, "usb0") {
+		t.Errorf("unplugged, the machine still has %q", got)
+	}
+	if err := w.HotPlug(t.Context(), "a", "usb1"); err != nil { // goes with the machine
+		t.Fatal(err)
+	}
+	if err := w.PowerOff(t.Context(), "a", 0); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, w, m)
+	if r, err := c.Stop(); err != nil || !r.Complete() || len(r.Ports) != 3 {
+		t.Errorf("the capture ended with %+v, %v", r, err)
+	}
+	found := false
+	for _, p := range frames(t, file)["hot-a-usb0"] {
+		found = found || strings.Contains(string(p.Data()), "hot-marked")
+	}
+	if !found {
+		t.Error("the frame of the new device is not in the capture")
+	}
+}
+
 // frames reads a capture by interface name.
 func frames(t *testing.T, file string) map[string][]gopacket.Packet {
 	t.Helper()

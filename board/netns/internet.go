@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 
 	"rempart/internal/link"
 )
@@ -135,6 +137,37 @@ func (r Radio) plug(machine *link.NS, offload bool) error {
 		return errors.Join(fmt.Errorf("cannot plug in %s: %w", r.Port, err), r.unplug())
 	}
 	return nil
+}
+
+// hotPlug makes another device appear, down, in a machine's own network
+// namespace, as a modem that is plugged in while it runs. Its other end is a
+// port of the air like any, named after machine and device.
+func (r Radio) hotPlug(machine, device string, pid int, offload bool) (Radio, error) {
+	extra := r
+	extra.Device, extra.Port = device, "hot-"+machine+"-"+device
+	if len(device) == 0 || len(extra.Port) > 15 || strings.ContainsAny(device, "/ \t\n:%") {
+		return Radio{}, fmt.Errorf("cannot plug in device %q: at most %d bytes, no space, slash, colon", device, 15-len("hot--")-len(machine))
+	}
+	extra.machineMAC = slices.Clone(r.machineMAC)
+	extra.machineMAC[4] = 1
+	extra.MAC = extra.machineMAC.String()
+	ns, err := link.OpenPID(pid)
+	if err != nil {
+		return Radio{}, err
+	}
+	defer ns.Close()
+	if err := link.AddVeth(link.Port{Name: extra.Port, MTU: radioMTU},
+		link.Port{Name: device, NS: ns, MAC: extra.machineMAC, MTU: radioMTU}); err != nil {
+		return Radio{}, err
+	}
+	if !offload {
+		err = errors.Join(link.SetGSOMaxSegs(extra.Port, 1), link.SetTXChecksum(extra.Port, false))
+	}
+	// No neighbours: the router goes on looking for the machine at its radio.
+	if err := errors.Join(err, link.SetMaster(extra.Port, bridgeName), link.SetUp(extra.Port)); err != nil {
+		return Radio{}, errors.Join(fmt.Errorf("cannot plug in %s: %w", device, err), extra.unplug())
+	}
+	return extra, nil
 }
 
 // unplug removes the radio, at both ends. One that went with its machine's

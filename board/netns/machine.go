@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,8 +43,9 @@ type machine struct {
 	since  time.Time
 	reason string
 	init   *os.Process
-	gone   chan struct{} // closed when On has become Off
-	ended  bool          // switched off from outside: a reboot that init asked for meanwhile is void
+	extra  map[string]Radio // devices that were plugged in while it runs
+	gone   chan struct{}    // closed when On has become Off
+	ended  bool             // switched off from outside: a reboot that init asked for meanwhile is void
 }
 
 func newMachine(k *keeper, s Spec) *machine {
@@ -307,8 +310,14 @@ func (m *machine) end(chip *tpm, pins *os.File) error {
 		_ = pins.Close() // only a reference
 	}
 	// The air is quiet now: captures can end without missing a frame.
-	m.k.captures.unplugging(m.radio.Port)
-	err = errors.Join(err, m.radio.unplug())
+	m.mu.Lock()
+	radios := append(slices.Collect(maps.Values(m.extra)), m.radio)
+	m.extra = nil
+	m.mu.Unlock()
+	for _, r := range radios {
+		m.k.captures.unplugging(r.Port)
+		err = errors.Join(err, r.unplug())
+	}
 	if chip != nil {
 		chip.stop()
 	}
@@ -357,4 +366,43 @@ func (m *machine) kill9() error {
 	}
 	<-gone
 	return nil
+}
+
+// hotPlug makes a device appear in the machine while it runs. Captures are on
+// its port before it can be brought up.
+func (m *machine) hotPlug(device string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != On {
+		return fmt.Errorf("cannot plug in %s: %s: %w", device, m.spec.Name, ErrOff)
+	}
+	if _, there := m.extra[device]; there || device == m.radio.Device {
+		return fmt.Errorf("cannot plug in %s: %s has one of that name", device, m.spec.Name)
+	}
+	r, err := m.radio.hotPlug(m.spec.Name, device, m.init.Pid, m.spec.Offload)
+	if err != nil {
+		return err
+	}
+	if err := m.k.captures.plugged(r.Port, m.spec.Offload); err != nil {
+		return errors.Join(err, r.unplug())
+	}
+	if m.extra == nil {
+		m.extra = map[string]Radio{}
+	}
+	m.extra[device] = r
+	return nil
+}
+
+// hotUnplug removes a device that was plugged in. One that is not there is not
+// an error: the machine may have removed it.
+func (m *machine) hotUnplug(device string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, there := m.extra[device]
+	if !there {
+		return nil
+	}
+	delete(m.extra, device)
+	m.k.captures.unplugging(r.Port)
+	return r.unplug()
 }

@@ -11,11 +11,13 @@ import (
 	"rempart/internal/sock/httpsock"
 )
 
-// offRequest asks for a machine to be switched off or restarted.
-type offRequest struct {
+// powerRequest says how a machine is to be switched.
+type powerRequest struct {
 	// GraceMS is how long init gets, after SIGTERM, before the power is cut,
 	// in milliseconds; 0 cuts it at once.
-	GraceMS int64 `json:"grace_ms"`
+	GraceMS int64 `json:"grace_ms,omitempty"`
+	// Device is what is plugged in or unplugged.
+	Device string `json:"device,omitempty"`
 }
 
 // handler is the keeper's socket. Its folder is root's alone, so whoever
@@ -58,7 +60,7 @@ func (k *keeper) serveMachine(w http.ResponseWriter, r *http.Request) {
 		answer(w, err, nil)
 		return
 	}
-	var off offRequest
+	var off powerRequest
 	if r.ContentLength != 0 {
 		if e := httpsock.ReadBody(r, &off); e != nil {
 			httpsock.WriteError(w, e)
@@ -77,8 +79,14 @@ func (k *keeper) serveMachine(w http.ResponseWriter, r *http.Request) {
 		}
 	case "kill":
 		err = m.kill9()
+	case "prepare":
+		err = k.factory.make(r.Context(), m.spec.Name, m.paths.TPM)
+	case "plug":
+		err = m.hotPlug(off.Device)
+	case "unplug":
+		err = m.hotUnplug(off.Device)
 	default:
-		httpsock.WriteError(w, &httpsock.Error{Status: http.StatusNotFound, Message: "a machine is switched on, off, restart or kill"})
+		httpsock.WriteError(w, &httpsock.Error{Status: http.StatusNotFound, Message: "a machine is asked for on, off, restart, kill, prepare, plug or unplug"})
 		return
 	}
 	answer(w, err, func() any { return m.describe() })

@@ -353,19 +353,40 @@ func (w *World) PowerOn(ctx context.Context, name string) (Machine, error) {
 // PowerOff gives init a grace time after SIGTERM, then cuts the power; 0 cuts
 // at once. It returns when nothing of the machine is left.
 func (w *World) PowerOff(ctx context.Context, name string, grace time.Duration) error {
-	_, err := w.power(ctx, name, "off", offRequest{GraceMS: grace.Milliseconds()})
+	_, err := w.power(ctx, name, "off", powerRequest{GraceMS: grace.Milliseconds()})
 	return err
 }
 
 // Restart switches a machine off as PowerOff does, and on again.
 func (w *World) Restart(ctx context.Context, name string, grace time.Duration) (Machine, error) {
-	return w.power(ctx, name, "restart", offRequest{GraceMS: grace.Milliseconds()})
+	return w.power(ctx, name, "restart", powerRequest{GraceMS: grace.Milliseconds()})
 }
 
 // Kill9 kills a machine's init with SIGKILL and returns when the machine is
 // off and nothing of it is left.
 func (w *World) Kill9(ctx context.Context, name string) error {
 	_, err := w.power(ctx, name, "kill", nil)
+	return err
+}
+
+// Prepare manufactures a machine's TPM ahead of its first power-on, which
+// would do it too. It takes about a second, the first time.
+func (w *World) Prepare(ctx context.Context, name string) error {
+	_, err := w.power(ctx, name, "prepare", nil)
+	return err
+}
+
+// HotPlug makes a device of that name appear, down, in the own network
+// namespace of a running machine's init, with its other end on the internet's
+// link. Running captures have its port before it returns.
+func (w *World) HotPlug(ctx context.Context, name, device string) error {
+	_, err := w.power(ctx, name, "plug", powerRequest{Device: device})
+	return err
+}
+
+// Unplug removes a device that HotPlug made. It goes with the machine too.
+func (w *World) Unplug(ctx context.Context, name, device string) error {
+	_, err := w.power(ctx, name, "unplug", powerRequest{Device: device})
 	return err
 }
 

@@ -155,11 +155,14 @@ func (in *integrator) document(ctx context.Context, role string, tunnelKey []byt
 	return append(text, '\n'), nil
 }
 
+// folder is where the image of a role is.
+func (in *integrator) folder(role string) string { return filepath.Join(in.state, "images", role) }
+
 // image makes the image folder of a role, or brings it up to date: programs
 // are copied anew, the policy is signed anew only if it says something else.
 // It returns the folder and whether anything that is measured changed.
 func (in *integrator) image(ctx context.Context, role string, tunnelKey []byte) (dir string, changed bool, err error) {
-	dir = filepath.Join(in.state, "images", role)
+	dir = in.folder(role)
 	for _, d := range []string{"bin", "dev", "etc/rempart", "proc", "run", "state", "sys"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return "", false, fmt.Errorf("cannot make image %s: %w", dir, err)

@@ -37,19 +37,19 @@ func Up(ctx context.Context, w *netns.World, o Options, progress func(string)) e
 	if fresh {
 		l.say("lab: keys of the image and policy roles and a device authority made in %s", filepath.Join(o.State, "keys"))
 	}
+	prepared := l.prepare(ctx)
 	tunnelKey, err := l.gateway(ctx)
-	if err != nil {
+	if err := errors.Join(err, <-prepared); err != nil {
 		return err
 	}
-	image := o.Image
-	if image == "" {
-		var changed bool
-		if image, changed, err = in.image(ctx, stage.Handset, tunnelKey); err != nil {
+	if o.Image == "" {
+		_, changed, err := in.image(ctx, stage.Handset, tunnelKey)
+		if err != nil {
 			return err
 		}
 		l.sayImage(stage.Handset, changed)
 	}
-	return l.handsets(ctx, image)
+	return l.handsets(ctx)
 }
 
 // lab is one bringing up.
@@ -81,26 +81,43 @@ func (l *lab) sayImage(role string, changed bool) {
 	}
 }
 
-// boot adds a machine, switches it on and waits for its keystore.
-func (l *lab) boot(ctx context.Context, s netns.Spec) (netns.Machine, PhoneStatus, error) {
-	m, err := l.w.Add(ctx, s)
+// prepare makes the handsets known and has their TPMs manufactured while the
+// gateway boots.
+func (l *lab) prepare(ctx context.Context) <-chan error {
+	image := l.o.Image
+	if image == "" {
+		image = l.in.folder(stage.Handset)
+	}
+	done := make(chan error, 1)
+	go func() {
+		for _, h := range Handsets(l.o.Handsets) {
+			if _, err := l.w.Add(ctx, netns.Spec{Name: h.Name, Role: stage.Handset, Number: h.Number, Image: image, Offload: l.o.Offload}); err != nil {
+				done <- err
+				return
+			}
+			if err := l.w.Prepare(ctx, h.Name); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	return done
+}
+
+// boot switches a machine on and waits for its keystore.
+func (l *lab) boot(ctx context.Context, name string) (PhoneStatus, error) {
+	m, err := l.w.PowerOn(ctx, name)
 	if err != nil {
-		return m, PhoneStatus{}, err
+		return PhoneStatus{}, err
 	}
-	_, terr := os.Stat(filepath.Join(m.Paths.TPM, "tpm2-00.permall"))
-	if m, err = l.w.PowerOn(ctx, s.Name); err != nil {
-		return m, PhoneStatus{}, err
-	}
-	if errors.Is(terr, os.ErrNotExist) {
-		l.say("%s: TPM manufactured", s.Name)
-	}
-	l.say("%s: init started (pid %d)", s.Name, m.PID)
-	status, err := keystoreReady(ctx, l.w, s.Name)
+	l.say("%s: TPM and init started (pid %d)", name, m.PID)
+	status, err := keystoreReady(ctx, l.w, name)
 	if err != nil {
-		return m, status, err
+		return status, err
 	}
-	l.say("%s: booted and locked, keystore %s", s.Name, status.Keystore.State)
-	return m, status, nil
+	l.say("%s: booted and locked, keystore %s", name, status.Keystore.State)
+	return status, nil
 }
 
 // certificateFile is where the lab keeps what its authority issued.
@@ -160,9 +177,12 @@ func (l *lab) gateway(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	l.sayImage(stage.Gateway, changed)
-	_, status, err := l.boot(ctx, netns.Spec{
+	if _, err := l.w.Add(ctx, netns.Spec{
 		Name: GatewayName, Role: stage.Gateway, Number: gatewayNumber, Image: image, Offload: l.o.Offload,
-	})
+	}); err != nil {
+		return nil, err
+	}
+	status, err := l.boot(ctx, GatewayName)
 	if err != nil {
 		return nil, err
 	}
@@ -181,22 +201,20 @@ func (l *lab) gateway(ctx context.Context) ([]byte, error) {
 }
 
 // handsets brings up all handsets at once.
-func (l *lab) handsets(ctx context.Context, image string) error {
+func (l *lab) handsets(ctx context.Context) error {
 	all := Handsets(l.o.Handsets)
 	errs := make([]error, len(all))
 	var wait sync.WaitGroup
 	for i, h := range all {
-		wait.Go(func() { errs[i] = l.handset(ctx, h, image) })
+		wait.Go(func() { errs[i] = l.handset(ctx, h) })
 	}
 	wait.Wait()
 	return errors.Join(errs...)
 }
 
 // handset brings up one handset.
-func (l *lab) handset(ctx context.Context, h Handset, image string) error {
-	_, status, err := l.boot(ctx, netns.Spec{
-		Name: h.Name, Role: stage.Handset, Number: h.Number, Image: image, Offload: l.o.Offload,
-	})
+func (l *lab) handset(ctx context.Context, h Handset) error {
+	status, err := l.boot(ctx, h.Name)
 	if err != nil {
 		return err
 	}
