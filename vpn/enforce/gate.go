@@ -220,11 +220,13 @@ func (g *Gate) swap(p egress.Policy, steps []step) error {
 		return err
 	}
 	defer in.close()
-	deny, err := loadInstance(egress.DenyAll(), g.counters)
-	if err != nil {
-		return err
+	deny := in
+	if slices.ContainsFunc(steps, func(s step) bool { return s.deny }) {
+		if deny, err = loadInstance(egress.DenyAll(), g.counters); err != nil {
+			return err
+		}
+		defer deny.close()
 	}
-	defer deny.close()
 	for _, s := range steps {
 		program := in.programs[s.direction]
 		if s.deny {

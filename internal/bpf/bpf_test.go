@@ -1,0 +1,114 @@
+package bpf
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"rempart/internal/proof"
+)
+
+// objects are the generated files: a missing one must not make the test pass.
+var objects = []string{"floor_bpfel.go", "floor_bpfel.o", "gate_bpfel.go", "gate_bpfel.o", "guard_bpfel.go", "guard_bpfel.o"}
+
+// TestGenerated makes the objects and their Go again and compares them with the
+// committed ones, byte by byte.
+func TestGenerated(t *testing.T) {
+	proof.Need(t, "go", "clang", "llvm-strip")
+	out, err := exec.Command("clang", "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(out), "clang version 14.") {
+		t.Skipf("the objects are clang 14's, here is %s", strings.SplitN(string(out), "\n", 2)[0])
+	}
+	// The directives run on a copy, inside the module so that bpf2go is found.
+	dir, err := os.MkdirTemp(".", "testgen")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	for _, f := range []string{"gen.go", "c/rempart.h", "c/floor.c", "c/gate.c", "c/guard.c"} {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(f)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, f), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("go", "generate", ".")
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, f := range objects {
+		want, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(dir, f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s is not what its source gives: run go generate ./internal/bpf", f)
+		}
+	}
+}
+
+// TestObjectsNameNoMachine: the objects carry no path of the machine that made them.
+func TestObjectsNameNoMachine(t *testing.T) {
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range objects {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(here)) || bytes.Contains(b, []byte("/usr/")) {
+			t.Errorf("%s names a path of the machine", f)
+		}
+	}
+}
+
+// TestSpecs: what vpn/enforce and internal/sandbox rely on by name.
+func TestSpecs(t *testing.T) {
+	gate, err := LoadGate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := gate.Maps["rules"]; m == nil || m.KeySize != 20 || m.ValueSize != 8 || m.MaxEntries != 256 || m.Flags&(1<<7) == 0 {
+		t.Errorf("rules %+v, want key 20, value 8, 256 entries, read-only for programs", m)
+	}
+	if m := gate.Maps["counters"]; m == nil || m.MaxEntries != 32 || m.ValueSize != 8 {
+		t.Errorf("counters %+v", m)
+	}
+	if len(gate.Maps) != 2 || len(gate.Programs) != 2 {
+		t.Errorf("%d maps and %d programs: the tag covers no further ones", len(gate.Maps), len(gate.Programs))
+	}
+	guard, err := LoadGuard()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"guard_socket", "guard_netlink", "guard_ioctl", "guard_ioctl_compat", "guard_bpf", "guard_inode", "guard_ptrace"} {
+		if guard.Programs[name] == nil {
+			t.Errorf("guard has no %s", name)
+		}
+	}
+	floor, err := LoadFloor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(floor.Programs) != 1 || floor.Programs["rempart_floor"] == nil {
+		t.Errorf("floor has %v", floor.Programs)
+	}
+}

@@ -1,0 +1,121 @@
+package ask
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"rempart/internal/frame"
+	"rempart/vpn/egress"
+)
+
+// daemon answers like egressd, in its frames, as answer says; a nil answer is silence.
+// The real daemon is asked in daemons/egressd.
+func daemon(t *testing.T, answer func(egress.Request) []byte) *Client {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for {
+			b, err := frame.Read(c, egress.MaxRequest)
+			if err != nil {
+				return
+			}
+			r, err := egress.ParseRequest(b)
+			if err != nil {
+				return
+			}
+			if reply := answer(r); reply != nil {
+				if err := frame.Write(c, reply); err != nil {
+					return
+				}
+			}
+		}
+	}()
+	c, err := Dial(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func reply(t *testing.T, s egress.Status) []byte {
+	t.Helper()
+	b, err := egress.MarshalStatus(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestAnswersAndRefusals(t *testing.T) {
+	var asked []egress.Request
+	c := daemon(t, func(r egress.Request) []byte {
+		asked = append(asked, r)
+		s := egress.Status{Admitted: r.Gateway}
+		if r.Op == egress.OpClose {
+			s.Err = "not now"
+		}
+		return reply(t, s)
+	})
+	ctx := t.Context()
+	if s, err := c.Admit(ctx, "gateway"); err != nil || s.Admitted != "gateway" {
+		t.Errorf("admit: %+v, %v", s, err)
+	}
+	if _, err := c.Table(ctx, egress.DenyAll()); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Attach(ctx, 3); err != nil {
+		t.Error(err)
+	}
+	_, err := c.CloseGate(ctx)
+	var refused *RefusedError
+	if !errors.As(err, &refused) || refused.Text != "not now" || err.Error() != "cannot close: egressd: not now" {
+		t.Errorf("refused: %v", err)
+	}
+	if _, err := c.Status(ctx); err != nil {
+		t.Errorf("after a refusal: %v", err)
+	}
+	// What cannot be asked is not sent.
+	if _, err := c.Admit(ctx, "Not A Name"); err == nil || errors.As(err, &refused) {
+		t.Errorf("bad name: %v", err)
+	}
+	if len(asked) != 5 || asked[0].Gateway != "gateway" || asked[2].Ifindex != 3 {
+		t.Errorf("asked %+v", asked)
+	}
+}
+
+func TestSilenceAndRubbishEnd(t *testing.T) {
+	silent := daemon(t, func(egress.Request) []byte { return nil })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if _, err := silent.Status(ctx); err == nil || time.Since(start) > 2*time.Second {
+		t.Errorf("silence: %v after %v", err, time.Since(start))
+	}
+	cancelled, stop := context.WithCancel(t.Context())
+	silent = daemon(t, func(egress.Request) []byte { stop(); return nil })
+	if _, err := silent.Status(cancelled); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	rubbish := daemon(t, func(egress.Request) []byte { return []byte{1, 2, 3} })
+	if _, err := rubbish.Status(t.Context()); err == nil {
+		t.Error("rubbish was taken for an answer")
+	}
+	if _, err := Dial(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("dialled nothing")
+	}
+}
