@@ -54,6 +54,10 @@ func (p *phone) makeColours(context.Context) (string, error) {
 	if err := os.WriteFile(filepath.Join(cgroupDir, "init/cgroup.procs"), []byte("0"), 0); err != nil {
 		return "", fmt.Errorf("cannot enter init's cgroup: %w", err)
 	}
+	// egressd's pins lie in a folder of its own in there: passing through is all that others may.
+	if err := os.Chmod(bpffsDir, 0o711); err != nil {
+		return "", err
+	}
 	self, err := link.Self()
 	if err != nil {
 		return "", err
