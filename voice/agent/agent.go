@@ -86,7 +86,8 @@ type Agent struct {
 
 	mu      sync.Mutex
 	current *line
-	saves   sync.WaitGroup
+	closing bool           // no call is taken any more
+	saves   sync.WaitGroup // added to under mu, or while a call holds the line
 }
 
 // New reads the call log; everything else starts with Run.
@@ -125,6 +126,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.mu.Lock()
 	l := a.current
+	a.closing = true
 	a.mu.Unlock()
 	if l != nil {
 		l.send(event{Event: call.Event{Kind: call.LocalHangup}})
@@ -235,7 +237,7 @@ func (a *Agent) incoming(in *sip.Incoming) {
 func (a *Agent) seize(d call.Direction, peer sip.AOR, callID string, dialled int64, at time.Time) (*line, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.current != nil {
+	if a.current != nil || a.closing {
 		return nil, ErrBusy
 	}
 	l := &line{a: a, machine: call.New(d), peer: peer, events: make(chan event), done: make(chan struct{}), finished: make(chan struct{}), answered: make(chan struct{})}
@@ -254,9 +256,9 @@ func (a *Agent) release(l *line) {
 	l.change(func(r *Record) { r.State, r.Reason, r.Explanation = state.String(), string(reason), reason.Explain() })
 	r := l.record()
 	a.store.log(r)
+	a.save()
 	a.current = nil
 	a.mu.Unlock()
-	a.save()
 	outcome := journal.Success
 	if r.State == call.Failed.String() {
 		outcome = journal.Failure
