@@ -53,6 +53,9 @@ func upCommand() command {
 // up starts a world, brings it to life and lets it outlive this process. On
 // any error, a signal among them, nothing of it is left.
 func up(ctx context.Context, world string, o bringup.Options, progress func(string)) (err error) {
+	if o, err = o.Complete(); err != nil {
+		return err
+	}
 	w, err := netns.Start(ctx, world, o.State)
 	if err != nil {
 		return err

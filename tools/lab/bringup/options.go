@@ -37,8 +37,9 @@ type Options struct {
 	Timeout  time.Duration
 }
 
-// complete fills in defaults and refuses what cannot work.
-func (o Options) complete() (Options, error) {
+// Complete fills in defaults and refuses what cannot work. [Up] does it too;
+// a caller who does it first has started nothing in vain.
+func (o Options) Complete() (Options, error) {
 	if o.Handsets == 0 {
 		o.Handsets = 2
 	}

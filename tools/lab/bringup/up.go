@@ -22,7 +22,7 @@ import (
 // goroutines, never two at once; nil for none. When Up fails, the world is as
 // far as it came: the caller takes it down.
 func Up(ctx context.Context, w *netns.World, o Options, progress func(string)) error {
-	o, err := o.complete()
+	o, err := o.Complete()
 	if err != nil {
 		return err
 	}
