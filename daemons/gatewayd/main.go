@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/internal/journal"
 	"rempart/internal/run"
 	"rempart/internal/sandbox"
@@ -34,7 +34,7 @@ func main() {
 		if err != nil {
 			return err
 		}
-		policy, _, err := manifest.LoadFrom(policyDir)
+		policy, _, err := load.Policy(policyDir)
 		if err != nil {
 			return fmt.Errorf("cannot use the policy: %w", err)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"rempart/boot/eventlog"
 	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/boot/measure"
 	"rempart/boot/report"
 	"rempart/boot/stage"
@@ -71,7 +72,7 @@ func (p *phone) note(s stage.Stage, digest [32]byte) {
 // readPolicy verifies the signed policy, refuses one below the TPM's floor, extends the bytes that were verified, and hands
 // egressd the classes that may be admitted later.
 func (p *phone) readPolicy(ctx context.Context) (string, error) {
-	policy, bundle, err := manifest.LoadFrom(confDir)
+	policy, bundle, err := load.Policy(confDir)
 	if err != nil {
 		return "", run.Hint(err, "put a bundle signed by the key in %s/policy.pub there (rempart-policy sign)", confDir)
 	}

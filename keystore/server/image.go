@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/boot/stage"
 	"rempart/keystore/internal/tpm"
 	"rempart/keystore/policy"
@@ -35,11 +36,11 @@ func loadImage(dir string) image {
 }
 
 func readImage(dir string) (image, error) {
-	p, _, err := manifest.LoadFrom(dir)
+	p, _, err := load.Policy(dir)
 	if err != nil {
 		return image{}, err
 	}
-	approval, err := manifest.LoadApproval(dir, p)
+	approval, err := load.Approval(dir, p)
 	if err != nil {
 		return image{}, err
 	}

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"rempart/boot/manifest"
+	"rempart/boot/manifest/load"
 	"rempart/boot/stage"
 	"rempart/internal/proof"
 	"rempart/internal/run"
@@ -91,7 +91,7 @@ func TestImagesAreMadeOnceAndSignedAgainWhenTheyChange(t *testing.T) {
 		if changed != wantChanged {
 			t.Errorf("%s: changed %v, want %v", what, changed, wantChanged)
 		}
-		p, _, err := manifest.LoadFrom(filepath.Join(dir, "etc/rempart"))
+		p, _, err := load.Policy(filepath.Join(dir, "etc/rempart"))
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
