@@ -118,6 +118,7 @@ func capOn() [32]byte {
 // TestForgedSuccessIsNoticed: the attacker on the bus keeps a command from the
 // TPM and answers success in its place.
 func TestForgedSuccessIsNoticed(t *testing.T) {
+	t.Parallel()
 	for name, code := range map[string]uint32{
 		"PCR_Extend of the cap": 0x182, "NV_SetBits of the floor": 0x135, "DictionaryAttackLockReset": 0x139,
 	} {
@@ -156,6 +157,7 @@ func TestForgedSuccessIsNoticed(t *testing.T) {
 // response of a boot and unlock in turn. Most of that fails; where keyd says
 // that it serves, the cap must be on in the TPM itself, and the key right.
 func TestFlippedBitsNeverOpenWithoutTheCap(t *testing.T) {
+	t.Parallel()
 	p := enrolled(t)
 	p.halt()
 	total, opened := 0, 0

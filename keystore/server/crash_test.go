@@ -43,6 +43,7 @@ func (p *phone) commands(work func()) (n int) {
 }
 
 func TestCrashInProvisioningCanBeRepeated(t *testing.T) {
+	t.Parallel()
 	whole := newPhone(t, tpmtest.New(t))
 	whole.boot()
 	all := whole.commands(func() { whole.enrol(goodPIN) })
@@ -81,6 +82,7 @@ func TestCrashInProvisioningCanBeRepeated(t *testing.T) {
 }
 
 func TestCrashInUnlockCostsAtMostOneTry(t *testing.T) {
+	t.Parallel()
 	p := enrolled(t)
 	all := p.commands(func() { p.unlock(goodPIN) })
 	p.halt()
@@ -130,6 +132,7 @@ func child() {
 // TestRightPINOpensAfterKills: worlds are killed, TPM and keyd both with
 // SIGKILL, more often than the TPM has tries.
 func TestRightPINOpensAfterKills(t *testing.T) {
+	t.Parallel()
 	proof.SFR(t, "FIA_TRT_EXT.1", "TestLockout")
 	p := enrolled(t)
 	p.halt()

@@ -192,6 +192,7 @@ func TestWrongPIN(t *testing.T) {
 }
 
 func TestLockout(t *testing.T) {
+	t.Parallel()
 	proof.SFR(t, "FIA_TRT_EXT.1", "TestRightPINOpensAfterKills")
 	p := enrolled(t)
 	shell, ctx := p.as("shell"), t.Context()
