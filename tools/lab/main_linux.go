@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,5 +70,5 @@ func help(w io.Writer) {
 
 // errUsage is a command line that cannot be understood.
 func errUsage(c command, format string, args ...any) error {
-	return run.Hint(errors.New(fmt.Sprintf(format, args...)), "rempart-lab %s %s", c.name, c.usage)
+	return run.Hint(fmt.Errorf(format, args...), "rempart-lab %s %s", c.name, c.usage)
 }
