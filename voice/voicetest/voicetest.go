@@ -25,8 +25,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
+	"rempart/internal/link"
 	"rempart/internal/proof"
 	"rempart/keystore/client/identity"
 )
@@ -80,11 +79,7 @@ func Need(t testing.TB) {
 }
 
 func addresses() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
+	if err := link.SetUp("lo"); err != nil {
 		return err
 	}
 	add := []netip.Addr{GatewayAddr()}
@@ -92,9 +87,8 @@ func addresses() error {
 		add = append(add, HandsetAddr(n))
 	}
 	for _, a := range add {
-		ip := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}
-		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: ip}); err != nil {
-			return fmt.Errorf("cannot add %s: %w", a, err)
+		if err := link.AddAddr("lo", netip.PrefixFrom(a, a.BitLen())); err != nil {
+			return err
 		}
 	}
 	return nil
