@@ -124,19 +124,19 @@ func TestForgedSuccessIsNoticed(t *testing.T) {
 	} {
 		p := enrolled(t)
 		p.halt()
-		var answered int
+		var answered atomic.Int32
 		s, err := unlockThrough(t, p, func(command []byte, ask func([]byte) []byte) []byte {
 			if binary.BigEndian.Uint32(command[6:]) != code {
 				return ask(command)
 			}
-			answered++
+			answered.Add(1)
 			// Success, no parameters, and the session's nonce and HMAC, guessed.
 			forged := []byte{0x80, 2, 0, 0, 0, 67, 0, 0, 0, 0, 0, 0, 0, 0}
 			forged = append(append(forged, 0, 16), make([]byte, 16)...)
 			return append(append(forged, 1, 0, 32), make([]byte, 32)...)
 		})
-		if answered != 1 {
-			t.Fatalf("%s: sent %d times", name, answered)
+		if n := answered.Load(); n != 1 {
+			t.Fatalf("%s: sent %d times", name, n)
 		}
 		if err == nil || s.State == client.Capped {
 			t.Errorf("%s: %+v", name, s)
@@ -160,9 +160,9 @@ func TestFlippedBitsNeverOpenWithoutTheCap(t *testing.T) {
 	t.Parallel()
 	p := enrolled(t)
 	p.halt()
-	total, opened := 0, 0
+	var counted atomic.Int32
 	count := func(command []byte, ask func([]byte) []byte) []byte {
-		total++
+		counted.Add(1)
 		return ask(command)
 	}
 	if _, err := unlockThrough(t, p, count); err != nil {
@@ -170,6 +170,7 @@ func TestFlippedBitsNeverOpenWithoutTheCap(t *testing.T) {
 	}
 	key := bytes.Clone(p.server.held.tunnel.Reveal())
 	p.halt()
+	total, opened := int(counted.Load()), 0
 	for at := range total {
 		n := -1
 		var over atomic.Bool
@@ -214,22 +215,22 @@ func TestFlippedBitsNeverOpenWithoutTheCap(t *testing.T) {
 func TestOtherRootOnTheBusGetsNoPIN(t *testing.T) {
 	p := enrolled(t)
 	p.halt()
-	sessions := 0
+	var sessions atomic.Int32
 	_, err := unlockThrough(t, p, func(command []byte, ask func([]byte) []byte) []byte {
 		response := ask(command)
 		switch binary.BigEndian.Uint32(command[6:]) {
 		case 0x173: // ReadPublic: another point, before the two names
 			response[len(response)-80] ^= 1
 		case 0x176:
-			sessions++
+			sessions.Add(1)
 		}
 		return response
 	})
 	if !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), "storage root key") {
 		t.Errorf("unlock: %v", err)
 	}
-	if sessions != 0 {
-		t.Errorf("%d sessions were salted to the attacker's key", sessions)
+	if n := sessions.Load(); n != 0 {
+		t.Errorf("%d sessions were salted to the attacker's key", n)
 	}
 }
 
