@@ -36,6 +36,9 @@ func StatusOf(ctx context.Context, w *netns.World, name string) (PhoneStatus, er
 	out, err := w.Phone(ctx, name, nil, "status", "--json")
 	// Status fails when something is wrong on the phone, and still tells.
 	var s PhoneStatus
+	if err != nil && len(out) == 0 {
+		return s, err
+	}
 	if jerr := json.Unmarshal(out, &s); jerr != nil {
 		return s, errors.Join(fmt.Errorf("cannot read the status of %s: %w", name, jerr), err)
 	}
@@ -58,8 +61,11 @@ func waitFor(ctx context.Context, w *netns.World, name, what string, good func(P
 		if ctx.Err() == nil { // an error that the end of the wait made tells nothing
 			last = err
 		}
-		if errors.Is(err, netns.ErrOff) || errors.Is(err, netns.ErrNoMachine) {
-			return s, run.Hint(fmt.Errorf("%s did not get %s: %w", name, what, err), "%s", lastWords(ctx, w, name))
+		if errors.Is(err, netns.ErrOff) {
+			return s, stopped(ctx, w, name, what, err)
+		}
+		if errors.Is(err, netns.ErrNoMachine) {
+			return s, fmt.Errorf("%s did not get %s: %w", name, what, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -68,6 +74,42 @@ func waitFor(ctx context.Context, w *netns.World, name, what string, good func(P
 		case <-time.After(pause):
 		}
 	}
+}
+
+// stopped is the error of a machine that went off by itself: what its init said at the end, in init's own words, since it
+// alone knows the reason.
+func stopped(ctx context.Context, w *netns.World, name, what string, off error) error {
+	m, err := w.Machine(ctx, name)
+	if err != nil {
+		return errors.Join(fmt.Errorf("%s did not get %s: %w", name, what, off), err)
+	}
+	said, hint := finalWords(m.Paths.Console)
+	// The keeper may still be copying the last lines.
+	for tries := 0; said == "" && tries < 10 && ctx.Err() == nil; tries++ {
+		time.Sleep(20 * time.Millisecond)
+		said, hint = finalWords(m.Paths.Console)
+	}
+	if said == "" {
+		return run.Hint(fmt.Errorf("%s did not get %s: %w", name, what, off), "%s", lastWords(ctx, w, name))
+	}
+	return run.Hint(fmt.Errorf("%s did not get %s: %w: %s", name, what, netns.ErrOff, said), "%s (%s)", hint, m.Paths.Console)
+}
+
+// finalWords returns the error line that init ended with and its hint (package run's form), or "" where a console has none.
+func finalWords(console string) (said, hint string) {
+	text, err := os.ReadFile(console)
+	if err != nil {
+		return "", ""
+	}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSuffix(line, "\n")
+		if strings.HasPrefix(line, "init: ") {
+			said, hint = line, "its console tells more"
+		} else if rest, ok := strings.CutPrefix(line, "hint: "); ok && said != "" {
+			hint = rest
+		}
+	}
+	return said, hint
 }
 
 // lastWords returns where a machine's console is and how it ends.
