@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -245,6 +246,25 @@ func TestOtherFilesAreRefused(t *testing.T) {
 		var fe *FormatError
 		if c, err := ReadWAV(bytes.NewReader(file)); !errors.As(err, &fe) {
 			t.Errorf("%s: %d samples, %v", name, len(c.Samples), err)
+		}
+	}
+}
+
+func TestTheMicrophoneTakesOneFormat(t *testing.T) {
+	mono := voiceLike(0.1, 1)
+	var good, slow bytes.Buffer
+	if err := errors.Join(WriteWAV(&good, mono), WriteWAV(&slow, Clip{Rate: 16000, Samples: mono.Samples})); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := ReadMicrophone(bytes.NewReader(good.Bytes())); err != nil || len(c.Samples) != len(mono.Samples) {
+		t.Errorf("the right format: %d samples, %v", len(c.Samples), err)
+	}
+	stereo := bytes.Clone(good.Bytes())
+	binary.LittleEndian.PutUint16(stereo[22:], 2)
+	for says, file := range map[string][]byte{"mono, 16000": slow.Bytes(), "stereo, 48000": stereo, "no WAV file": []byte("ID3 and then music")} {
+		_, err := ReadMicrophone(bytes.NewReader(file))
+		if f, ok := errors.AsType[*FormatError](err); !ok || !strings.Contains(f.Got, says) || !strings.Contains(err.Error(), "expected 16-bit PCM, mono, 48,000") {
+			t.Errorf("%v, want %q and what was expected", err, says)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package sound
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -30,34 +31,60 @@ func (c Clip) Length() time.Duration {
 	return time.Duration(float64(len(c.Samples)) / float64(c.Rate) * float64(time.Second))
 }
 
-// FormatError says what a file is and what was expected.
-type FormatError struct{ Got string }
+// FormatError says what a file is and what was expected ("": what [ReadWAV]
+// takes).
+type FormatError struct{ Got, Expected string }
 
 func (e *FormatError) Error() string {
-	return "cannot read WAV: it is " + e.Got + ", expected 16-bit PCM, mono or stereo, 8,000 to 192,000 samples per second, at most 600 s"
+	return "cannot read WAV: it is " + e.Got + ", expected " +
+		cmp.Or(e.Expected, "16-bit PCM, mono or stereo, 8,000 to 192,000 samples per second, at most 600 s")
 }
 
 // ReadWAV reads a 16-bit PCM WAV file (RIFF, WAVE_FORMAT_PCM or
 // WAVE_FORMAT_EXTENSIBLE with PCM) of at most 600 s and mixes stereo down. The
 // error for another format is a *FormatError.
 func ReadWAV(r io.Reader) (Clip, error) {
+	return readWAV(r, decode)
+}
+
+// ReadMicrophone reads a WAV file of the one format that a handset's microphone
+// takes: 16-bit PCM, mono, 48,000 samples per second. The error for another
+// format is a *FormatError that says what was found and what was expected.
+func ReadMicrophone(r io.Reader) (Clip, error) {
+	const expected = "16-bit PCM, mono, 48,000 samples per second, at most 600 s"
+	c, err := readWAV(r, func(format, data []byte) (Clip, error) {
+		c, err := decode(format, data)
+		if err == nil && (c.Rate != Rate || binary.LittleEndian.Uint16(format[2:]) != 1) {
+			err = &FormatError{Got: fmt.Sprintf("16-bit PCM, %s, %d samples per second",
+				map[uint16]string{1: "mono", 2: "stereo"}[binary.LittleEndian.Uint16(format[2:])], c.Rate)}
+		}
+		return c, err
+	})
+	if f, ok := errors.AsType[*FormatError](err); ok {
+		return Clip{}, &FormatError{f.Got, expected}
+	}
+	return c, err
+}
+
+// readWAV finds format and samples in a file.
+func readWAV(r io.Reader, decode func(format, data []byte) (Clip, error)) (Clip, error) {
 	const maxFile = maxSeconds*192000*2*2 + 1<<16
 	b, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err != nil {
 		return Clip{}, fmt.Errorf("cannot read WAV: %w", err)
 	}
 	if len(b) < 12 || string(b[:4]) != "RIFF" || string(b[8:12]) != "WAVE" {
-		return Clip{}, &FormatError{"no WAV file"}
+		return Clip{}, &FormatError{Got: "no WAV file"}
 	}
 	if len(b) > maxFile {
-		return Clip{}, &FormatError{"too long"}
+		return Clip{}, &FormatError{Got: "too long"}
 	}
 	var format []byte
 	for b = b[12:]; len(b) >= 8; {
 		id, n := string(b[:4]), int(binary.LittleEndian.Uint32(b[4:]))
 		b = b[8:]
 		if n < 0 || n > len(b) {
-			return Clip{}, &FormatError{"cut short"}
+			return Clip{}, &FormatError{Got: "cut short"}
 		}
 		switch id {
 		case "fmt ":
@@ -67,7 +94,7 @@ func ReadWAV(r io.Reader) (Clip, error) {
 		}
 		b = b[min(n+n%2, len(b)):] // chunks are padded to an even length
 	}
-	return Clip{}, &FormatError{"without samples"}
+	return Clip{}, &FormatError{Got: "a WAV file without samples"}
 }
 
 // pcmGUID is the tail of KSDATAFORMAT_SUBTYPE_PCM.
@@ -75,7 +102,7 @@ var pcmGUID = []byte{0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0xaa, 0, 0x38, 0x9b, 0x71}
 
 func decode(format, data []byte) (Clip, error) {
 	if len(format) < 16 {
-		return Clip{}, &FormatError{"without a format"}
+		return Clip{}, &FormatError{Got: "a WAV file without a format"}
 	}
 	tag, channels := binary.LittleEndian.Uint16(format), int(binary.LittleEndian.Uint16(format[2:]))
 	rate, bits := int(binary.LittleEndian.Uint32(format[4:])), binary.LittleEndian.Uint16(format[14:])
@@ -83,7 +110,7 @@ func decode(format, data []byte) (Clip, error) {
 		tag = binary.LittleEndian.Uint16(format[24:])
 	}
 	if tag != 1 || bits != 16 || channels < 1 || channels > 2 || rate < 8000 || rate > 192000 || len(data) > maxSeconds*rate*channels*2 {
-		return Clip{}, &FormatError{fmt.Sprintf("format %d, %d bits, %d channels, %d samples per second, %d bytes", tag, bits, channels, rate, len(data))}
+		return Clip{}, &FormatError{Got: fmt.Sprintf("format %d, %d bits, %d channels, %d samples per second, %d bytes", tag, bits, channels, rate, len(data))}
 	}
 	c := Clip{Rate: rate, Samples: make([]float64, len(data)/(2*channels))}
 	for i := range c.Samples {

@@ -10,22 +10,46 @@ import (
 	"time"
 
 	"rempart/board/netns"
+	"rempart/boot/report"
 	"rempart/internal/run"
 	"rempart/keystore/client"
+	"rempart/voice/record"
 )
 
 // PhoneStatus is what `rempart status --json` tells, as far as a lab looks at
-// it.
+// it. What could not be learned is in Errors, under the name of who was asked.
 type PhoneStatus struct {
-	Keystore client.Status `json:"keystore"`
-	Tunnel   Tunnel        `json:"tunnel"`
+	Boot      *report.Report    `json:"boot,omitempty"`
+	Keystore  client.Status     `json:"keystore"`
+	Tunnel    Tunnel            `json:"tunnel"`
+	Gate      *Gate             `json:"gate,omitempty"`
+	Telephone *record.Status    `json:"telephone,omitempty"` // a handset's
+	Errors    map[string]string `json:"errors,omitempty"`
 }
 
 // Tunnel is the state of a machine's tunnel.
 type Tunnel struct {
-	State  string `json:"state"`
-	Reason string `json:"reason,omitempty"`
-	Peers  int    `json:"peers,omitempty"`
+	State         string    `json:"state"`
+	Since         time.Time `json:"since,omitzero"`
+	Reason        string    `json:"reason,omitempty"`
+	Gateway       string    `json:"gateway,omitempty"`
+	Endpoint      string    `json:"endpoint,omitempty"`
+	LastHandshake time.Time `json:"last_handshake,omitzero"`
+	RxBytes       uint64    `json:"rx_bytes,omitempty"`
+	TxBytes       uint64    `json:"tx_bytes,omitempty"`
+	Peers         int       `json:"peers,omitempty"`
+	Connected     int       `json:"connected,omitempty"`
+}
+
+// Gate is what egressd says of itself: the gateway it admits ("" for deny
+// all), the digest of the policy in force, and frames by reason.
+type Gate struct {
+	Admitted string `json:"admitted"`
+	Digest   string `json:"digest"`
+	Devices  []struct {
+		Egress  map[string]uint64 `json:"egress"`
+		Ingress map[string]uint64 `json:"ingress"`
+	} `json:"devices"`
 }
 
 // stateUp is the tunnel's state in which packets pass.
