@@ -54,6 +54,9 @@ func TestPowerCycleKeepsTPMAndState(t *testing.T) {
 	if err != nil || next.PID == again.PID || next.State != On {
 		t.Errorf("restart gave %+v, %v", next, err)
 	}
+	if _, err := os.Stat(m.Paths.Console + ".1"); err != nil {
+		t.Errorf("the console of the boot before is not kept: %v", err)
+	}
 }
 
 // gone fails the test unless the machine of which m was seen on has left

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -263,9 +264,14 @@ func (m *machine) firmware(chip *tpm, hs *os.File) (cmd *exec.Cmd, fire func() e
 	}, nil
 }
 
-// console returns the write end of a pipe whose lines go to the console file.
+// console returns the write end of a pipe whose lines go to the console file;
+// that of the boot before is kept beside it as ….1.
 // A pipe, so that the machine never holds a descriptor of a desk file.
 func (m *machine) console() (*os.File, error) {
+	// A handset that restarts itself would take the reason with it.
+	if err := os.Rename(m.paths.Console, m.paths.Console+".1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cannot keep the console: %w", err)
+	}
 	file, err := os.OpenFile(m.paths.Console, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the console: %w", err)

@@ -74,7 +74,7 @@ type Paths struct {
 	State   string `json:"state"`            // becomes /state
 	Audio   string `json:"audio"`            // becomes /dev/rempart-audio
 	TPM     string `json:"tpm"`
-	Console string `json:"console"` // what init and the daemons printed since the last power-on
+	Console string `json:"console"` // what init and the daemons printed since the last power-on; ….1 is that of the boot before
 }
 
 // Status is what the keeper tells about a world.
