@@ -100,13 +100,10 @@ type Board interface {
 	// (a watch.Tail where it is a growing file). Close ends the capture; the
 	// reader then gives what was captured until then, and a clean end.
 	Capture(ctx context.Context) (io.ReadCloser, error)
-	// Beacon makes a frame with the marker in it pass on captured interfaces
-	// and names those; the handset's own must be one of them as long as its
-	// radio is there. It takes the way of a leak: sent by kind packet-bypass
-	// of package attack on the radio itself, by a process of the desk that is
-	// in no handset's cgroup, it passes under gate and floor and shows that
-	// whatever leaves the radio is captured.
-	Beacon(ctx context.Context, m watch.Marker) (interfaces []string, err error)
+	// Settle waits until the capture holds every frame that the radios' own
+	// counters say has left, and returns how many that are. It fails when the
+	// capture lost one: then nothing can be concluded from it.
+	Settle(ctx context.Context) (frames int, err error)
 	// Counters reads the handset's counters. A handset that is down has none.
 	Counters(ctx context.Context) (Counters, error)
 	// WaitUp waits until the handset is up and its tunnel too, unlocking it if

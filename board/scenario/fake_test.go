@@ -34,6 +34,7 @@ type fakeBoard struct {
 	plugged chan struct{}
 	tunnel  uint64
 	drops   uint64
+	frames  int      // on the link so far
 	pending [][]byte // come out at the next event
 	log     *[]string
 	twins   *int
@@ -89,6 +90,7 @@ func (b *fakeBoard) Capture(context.Context) (io.ReadCloser, error) {
 	if err := b.ng.Flush(); err != nil {
 		return nil, err
 	}
+	go b.keepalive()
 	return &fakeCapture{r, b}, nil
 }
 
@@ -99,14 +101,21 @@ type fakeCapture struct {
 
 func (c *fakeCapture) Close() error { return c.b.out.Close() }
 
-// air puts a frame on the link.
-func (b *fakeBoard) air(payload []byte) {
+// air puts a frame to a host on the link.
+func (b *fakeBoard) air(payload []byte) { b.frame(net.IP{198, 51, 100, 7}, 9, payload) }
+
+// keepalive puts a frame of the admitted class on the link: a WireGuard data message without data.
+func (b *fakeBoard) keepalive() {
+	b.frame(net.IP{203, 0, 113, 1}, 51820, append([]byte{4, 0, 0, 0}, make([]byte, 28)...))
+}
+
+func (b *fakeBoard) frame(to net.IP, port layers.UDPPort, payload []byte) {
 	if b.fault.deaf {
 		return
 	}
 	eth := &layers.Ethernet{SrcMAC: make([]byte, 6), DstMAC: make([]byte, 6), EthernetType: layers.EthernetTypeIPv4}
-	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 1, Protocol: layers.IPProtocolUDP, SrcIP: net.IP{203, 0, 113, 11}, DstIP: net.IP{198, 51, 100, 7}}
-	udp := &layers.UDP{SrcPort: 1, DstPort: 9}
+	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 1, Protocol: layers.IPProtocolUDP, SrcIP: net.IP{203, 0, 113, 11}, DstIP: to}
+	udp := &layers.UDP{SrcPort: 1, DstPort: port}
 	udp.SetNetworkLayerForChecksum(ip)
 	buf := gopacket.NewSerializeBuffer()
 	gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, eth, ip, udp, gopacket.Payload(payload))
@@ -114,11 +123,16 @@ func (b *fakeBoard) air(payload []byte) {
 	defer b.mu.Unlock()
 	b.ng.WritePacket(gopacket.CaptureInfo{Timestamp: time.Unix(1, 0), CaptureLength: len(buf.Bytes()), Length: len(buf.Bytes())}, buf.Bytes())
 	b.ng.Flush()
+	b.frames++
 }
 
-func (b *fakeBoard) Beacon(_ context.Context, m watch.Marker) ([]string, error) {
-	b.air(m[:])
-	return []string{"air"}, nil
+func (b *fakeBoard) Settle(context.Context) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.fault.deaf {
+		return 1, nil // the counters say that a frame has left
+	}
+	return b.frames, nil
 }
 
 func (b *fakeBoard) Counters(context.Context) (Counters, error) {

@@ -14,8 +14,10 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
@@ -35,6 +37,7 @@ type tcBoard struct {
 	name       string
 	red, black string // namespaces
 	dump       *exec.Cmd
+	shown      atomic.Int64 // frames that tcpdump has shown
 }
 
 func newTCBoard(t *testing.T, name string, stripped []scenario.Layer) *tcBoard {
@@ -168,6 +171,7 @@ func (b *tcBoard) Capture(context.Context) (io.ReadCloser, error) {
 			}
 			ci.InterfaceIndex = 0
 			err = errors.Join(ng.WritePacket(ci, data), ng.Flush())
+			b.shown.Add(1)
 		}
 		w.CloseWithError(err)
 	}()
@@ -181,10 +185,22 @@ type dumping struct {
 
 func (d *dumping) Close() error { return d.cmd.Process.Signal(syscall.SIGINT) }
 
-// Beacon goes under traffic control, as the interface demands.
-func (b *tcBoard) Beacon(ctx context.Context, m watch.Marker) ([]string, error) {
-	j := attack.Job{Kind: attack.PacketBypass, Family: attack.IPv4, Marker: attack.Marker(m), Target: b.Site().Host4, Device: "wwan0", Count: 1}
-	return nil, within(b.black, func() error { _, err := attack.Run(ctx, j, io.Discard); return err })
+// Settle waits until tcpdump has shown nothing new for a while: this test's link has no counter per sender.
+func (b *tcBoard) Settle(ctx context.Context) (int, error) {
+	for last, quiet := -1, time.Now(); ; {
+		n := int(b.shown.Load())
+		if n != last {
+			last, quiet = n, time.Now()
+		}
+		if time.Since(quiet) > 150*time.Millisecond {
+			return n, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 func (b *tcBoard) Counters(context.Context) (scenario.Counters, error) {

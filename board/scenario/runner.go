@@ -142,7 +142,7 @@ type world struct {
 	markers [][]watch.Marker // by row
 }
 
-// watch starts the capture and returns once a beacon was seen in it.
+// watch starts the capture and returns once it is seen to account for every frame.
 func (r *Runner) watch(ctx context.Context, b Board) (*world, error) {
 	site := b.Site()
 	watcher, err := watch.New(site.Rules)
@@ -155,33 +155,29 @@ func (r *Runner) watch(ctx context.Context, b Board) (*world, error) {
 	}
 	w := &world{Runner: r, board: b, site: site, watcher: watcher, capture: in, read: make(chan error, 1)}
 	go func() { w.read <- watcher.Read(ctx, in) }()
-	if err := w.beacon(ctx); err != nil {
+	if err := w.settle(ctx); err != nil {
 		return nil, errors.Join(err, w.stop())
 	}
 	return w, nil
 }
 
-// beaconTimeout bounds the wait for a capture to show a beacon.
-const beaconTimeout = 5 * time.Second
+// settleTimeout bounds the wait for a capture to show what has left.
+const settleTimeout = 5 * time.Second
 
-// beacon returns once the capture has shown all that was on the link before.
-func (w *world) beacon(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, beaconTimeout)
+// settle returns once the watcher has judged every frame that has left a radio before.
+func (w *world) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
-	m := watch.Marker(newMarker())
-	if err := w.watcher.Beacon(m); err != nil {
-		return err
-	}
-	interfaces, err := w.board.Beacon(ctx, m)
+	n, err := w.board.Settle(ctx)
 	if err != nil {
-		return fmt.Errorf("cannot send the beacon: %w", err)
+		return fmt.Errorf("cannot settle the capture: %w", err)
 	}
-	return w.watcher.Await(ctx, m, interfaces...)
+	return w.watcher.Await(ctx, n)
 }
 
-// end sends a last beacon and closes the capture.
+// end lets the capture catch up once more and closes it.
 func (w *world) end(ctx context.Context) error {
-	return errors.Join(w.beacon(ctx), w.stop())
+	return errors.Join(w.settle(ctx), w.stop())
 }
 
 func (w *world) stop() error {
@@ -189,7 +185,7 @@ func (w *world) stop() error {
 	select {
 	case e := <-w.read:
 		return errors.Join(err, e)
-	case <-time.After(beaconTimeout):
+	case <-time.After(settleTimeout):
 		return errors.Join(err, errors.New("cannot end the capture: it goes on"))
 	}
 }
@@ -223,7 +219,7 @@ func (w *world) row(ctx context.Context, row Row) RowResult {
 	e, err := w.attempt(ctx, row, &markers)
 	w.markers = append(w.markers, markers)
 	// Even after an error: what was seen outside counts before all else.
-	if berr := w.beacon(context.WithoutCancel(ctx)); berr != nil {
+	if berr := w.settle(context.WithoutCancel(ctx)); berr != nil {
 		err = errors.Join(err, berr)
 	}
 	for _, m := range markers {

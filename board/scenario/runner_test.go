@@ -95,7 +95,7 @@ func TestADeafCaptureStartsNothing(t *testing.T) {
 	r := &Runner{Board: newFake(fault{deaf: true}), Sender: []string{"/desk/rempart-lab", "attack"}}
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
-	if l, err := r.LeakTest(ctx); err == nil || !strings.Contains(err.Error(), "beacon") {
+	if l, err := r.LeakTest(ctx); err == nil || !strings.Contains(err.Error(), "frame 1 of the capture") {
 		t.Errorf("report %+v, error %v", l, err)
 	}
 	if _, err := (&Runner{Board: newFake(fault{})}).LeakTest(context.Background()); err == nil {

@@ -195,8 +195,6 @@ func seriesName(p watch.Point) string {
 	switch p.Class {
 	case "":
 		return "outside every class"
-	case watch.BeaconClass:
-		return "the lab's beacon"
 	}
 	if p.Direction == watch.Out {
 		return p.Class + ", handset to gateway"
@@ -208,8 +206,6 @@ func cssClass(p watch.Point) string {
 	switch {
 	case p.Class == "":
 		return "bad"
-	case p.Class == watch.BeaconClass:
-		return "lab"
 	case p.Direction == watch.Out:
 		return "out"
 	}

@@ -18,8 +18,7 @@ func sample() *Summary {
 		points = append(points, watch.Point{At: at, Interface: "a", Class: "tunnel", Direction: watch.Out, Size: 250},
 			watch.Point{At: at.Add(7 * time.Millisecond), Interface: "a", Class: "tunnel", Direction: watch.In, Size: 250})
 		if i%100 == 0 {
-			points = append(points, watch.Point{At: at, Interface: "a", Class: "tunnel", Direction: watch.Out, Size: 190},
-				watch.Point{At: at, Interface: "a", Class: watch.BeaconClass, Size: 58})
+			points = append(points, watch.Point{At: at, Interface: "a", Class: "tunnel", Direction: watch.Out, Size: 190})
 		}
 	}
 	shape := watch.ShapeOf(points, func(p watch.Point) bool { return p.Direction == watch.Out })

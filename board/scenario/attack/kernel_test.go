@@ -218,7 +218,7 @@ func TestEveryKindReachesAStrangerWhereNothingStopsIt(t *testing.T) {
 				t.Errorf("%s IPv%d: sent nothing: %+v", k, f, r)
 			}
 			soon, enough := context.WithTimeout(ctx, 5*time.Second)
-			err := watcher.Await(soon, watch.Marker(j.Marker))
+			err := seen(soon, watcher, watch.Marker(j.Marker))
 			enough()
 			if err != nil {
 				t.Errorf("%s IPv%d: %+v: never seen outside: %v", k, f, r, err)
@@ -292,7 +292,7 @@ func TestHotplugTakesADeviceTheMomentItAppears(t *testing.T) {
 	ip(t, "-n", w.stranger, "link", "set", "late", "up")
 	stop := w.listen(t, "late", watcher)
 	ip(t, "-n", w.stranger, "link", "set", "usb9", "netns", w.handset, "name", "usb0")
-	if err := watcher.Await(ctx, watch.Marker(j.Marker)); err != nil {
+	if err := seen(ctx, watcher, watch.Marker(j.Marker)); err != nil {
 		t.Error(err)
 	}
 	cmd.Process.Signal(syscall.SIGTERM)
@@ -302,4 +302,16 @@ func TestHotplugTakesADeviceTheMomentItAppears(t *testing.T) {
 		t.Errorf("last line %+v", r)
 	}
 	stop()
+}
+
+// seen waits until the marker was in a captured frame.
+func seen(ctx context.Context, w *watch.Watcher, m watch.Marker) error {
+	for n := 1; ; n++ {
+		if found, _ := w.Seen(m); found > 0 {
+			return nil
+		}
+		if err := w.Await(ctx, n); err != nil {
+			return err
+		}
+	}
 }

@@ -99,7 +99,7 @@ func TestReaderRefuses(t *testing.T) {
 	for cut := 1; cut < len(good); cut++ {
 		_, _, err := readAll(good[:cut])
 		// Only a cut between blocks is a clean end, and then the capture is short
-		// by whole blocks, which beacons, not the reader, find out.
+		// by whole blocks, which the count of frames, not the reader, finds out.
 		if err == io.EOF && !boundary(good, cut) {
 			t.Errorf("cut at %d of %d: ended well", cut, len(good))
 		}

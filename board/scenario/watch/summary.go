@@ -92,9 +92,7 @@ func (w *Watcher) Summary() Summary {
 		}
 	}
 	for _, k := range w.marks {
-		if !k.beacon {
-			s.MarkersSeen += k.seen
-		}
+		s.MarkersSeen += k.seen
 	}
 	for key, c := range w.classes {
 		cc := ClassCount{Class: cmp.Or(key.name, "outside"), Direction: key.dir, Frames: c.frames, Bytes: c.bytes}

@@ -38,22 +38,16 @@ type Sighting struct {
 type Point struct {
 	At        time.Time
 	Interface string
-	Class     string // "" is outside, "beacon" is the lab's own
+	Class     string // "" is outside
 	Direction Direction
 	Size      int // bytes on the wire, Ethernet header included
 }
 
-// BeaconClass is the class name of the lab's own marked frames, which show that
-// the capture is alive and has caught up.
-const BeaconClass = "beacon"
-
 type mark struct {
-	raw    Marker
-	text   [32]byte
-	beacon bool
-	seen   int
-	links  map[int]int
-	kept   []Sighting
+	raw  Marker
+	text [32]byte
+	seen int
+	kept []Sighting
 }
 
 // Watcher judges the frames of one capture while it grows. Its methods may be
@@ -96,13 +90,7 @@ func New(rules Rules) (*Watcher, error) {
 }
 
 // Mark searches every frame from now on for m.
-func (w *Watcher) Mark(m Marker) error { return w.mark(m, false) }
-
-// Beacon searches for m too, but a frame that carries it is the lab's own and
-// is not counted as outside. m must never be given to an attempt.
-func (w *Watcher) Beacon(m Marker) error { return w.mark(m, true) }
-
-func (w *Watcher) mark(m Marker, beacon bool) error {
+func (w *Watcher) Mark(m Marker) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if m == (Marker{}) {
@@ -116,7 +104,7 @@ func (w *Watcher) mark(m Marker, beacon bool) error {
 			return errors.New("cannot watch for the same marker twice")
 		}
 	}
-	k := &mark{raw: m, beacon: beacon, links: map[int]int{}}
+	k := &mark{raw: m}
 	hex.Encode(k.text[:], m[:])
 	w.marks = append(w.marks, k)
 	return nil
@@ -165,36 +153,25 @@ func (w *Watcher) take(in *reader, p *packet) {
 	}
 	f := w.rules.Classify(p.data)
 	s := Sighting{Interface: in.names[p.link], At: p.at, Size: p.size, Class: f.Class, What: f.Why}
-	beacon, marked := false, false
 	for _, k := range w.marks {
 		if !bytes.Contains(p.data, k.raw[:]) && !containsFold(p.data, k.text[:]) {
 			continue
 		}
 		k.seen++
-		k.links[p.link]++
-		if k.beacon {
-			beacon = true
-		} else {
-			marked = true
-		}
 		if len(k.kept) < maxSightings {
 			k.kept = append(k.kept, s)
 		}
 	}
 	w.frames++
-	class := f.Class
-	switch {
-	case beacon && !marked:
-		class = BeaconClass
-	case class == "":
+	if f.Class == "" {
 		w.outside++
 		if len(w.strange) < maxSightings {
 			w.strange = append(w.strange, s)
 		}
 	}
-	w.count(classKey{class, f.Direction}, p.size)
+	w.count(classKey{f.Class, f.Direction}, p.size)
 	if len(w.points) < maxPoints {
-		w.points = append(w.points, Point{At: p.at, Interface: s.Interface, Class: class, Direction: f.Direction, Size: p.size})
+		w.points = append(w.points, Point{At: p.at, Interface: s.Interface, Class: f.Class, Direction: f.Direction, Size: p.size})
 	} else {
 		w.cut = true
 	}
@@ -239,49 +216,26 @@ func containsFold(data, text []byte) bool {
 	return false
 }
 
-// Await waits until marker m was seen on every one of the named interfaces (all
-// that the capture has declared, at least one, when none is named). It fails
-// when the capture ends or breaks first.
-func (w *Watcher) Await(ctx context.Context, m Marker, interfaces ...string) error {
+// Await waits until n frames were judged. It fails when the capture ends or breaks first.
+func (w *Watcher) Await(ctx context.Context, n int) error {
 	for {
 		w.mu.Lock()
-		met, done, err, change := w.met(m, interfaces), w.done, w.err, w.change
+		frames, done, err, change := w.frames, w.done, w.err, w.change
 		w.mu.Unlock()
 		switch {
-		case met:
+		case frames >= n:
 			return nil
 		case err != nil:
-			return fmt.Errorf("cannot wait for the beacon: the capture broke: %w", err)
+			return fmt.Errorf("cannot wait for frame %d of the capture: it broke after %d: %w", n, frames, err)
 		case done:
-			return errors.New("cannot wait for the beacon: the capture has ended")
+			return fmt.Errorf("cannot wait for frame %d of the capture: it ended after %d", n, frames)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("cannot wait for the beacon: %w", ctx.Err())
+			return fmt.Errorf("cannot wait for frame %d of the capture: it shows %d: %w", n, frames, ctx.Err())
 		case <-change:
 		}
 	}
-}
-
-func (w *Watcher) met(m Marker, interfaces []string) bool {
-	k := w.find(m)
-	if k == nil || len(w.names) == 0 {
-		return false
-	}
-	for i, name := range w.names {
-		if len(interfaces) > 0 && !slices.Contains(interfaces, name) {
-			continue
-		}
-		if k.links[i] == 0 {
-			return false
-		}
-	}
-	for _, name := range interfaces {
-		if !slices.Contains(w.names, name) {
-			return false
-		}
-	}
-	return true
 }
 
 func (w *Watcher) find(m Marker) *mark {

@@ -12,10 +12,7 @@ import (
 	"time"
 )
 
-var (
-	secretMark = Marker{1, 2, 3, 0xab, 0xcd, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
-	beaconMark = Marker{0xbe, 0xac, 0x01}
-)
+var secretMark = Marker{1, 2, 3, 0xab, 0xcd, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 
 func watched(t *testing.T, captured []byte) *Watcher {
 	t.Helper()
@@ -23,7 +20,7 @@ func watched(t *testing.T, captured []byte) *Watcher {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(w.Mark(secretMark), w.Beacon(beaconMark)); err != nil {
+	if err := w.Mark(secretMark); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Read(context.Background(), bytes.NewReader(captured)); err != nil {
@@ -63,28 +60,27 @@ func TestMarkersAreFoundInEveryFrame(t *testing.T) {
 
 func TestSummaryCountsByClassAndSize(t *testing.T) {
 	out, in := tunnelFrame(t, handset4, gateway4, 51820, wgMessage(4, 96)), udpFrame(t, gateway4, 51820, handset4, 40000, wgMessage(4, 112))
-	beacon := tunnelFrame(t, host4, handset4, 9, beaconMark[:])
-	w := watched(t, capture(t, []string{"a", "b"}, nil, shot{0, 0, beacon}, shot{0, 1e6, out}, shot{1, 2e6, out}, shot{0, 3e6, in}, shot{1, 4e6, beacon}))
+	w := watched(t, capture(t, []string{"a", "b"}, nil, shot{0, 1e6, out}, shot{1, 2e6, out}, shot{0, 3e6, in}))
 	s := w.Summary()
 	if err := s.Check(); err != nil {
 		t.Fatal(err)
 	}
-	if s.Frames != 5 || s.Outside != 0 || len(s.Classes) != 3 {
+	if s.Frames != 3 || s.Outside != 0 || len(s.Classes) != 2 {
 		t.Fatalf("%+v", s)
 	}
-	for i, want := range []ClassCount{{Class: "beacon", Frames: 2}, {Class: "tunnel", Direction: In, Frames: 1}, {Class: "tunnel", Direction: Out, Frames: 2}} {
+	for i, want := range []ClassCount{{Class: "tunnel", Direction: In, Frames: 1}, {Class: "tunnel", Direction: Out, Frames: 2}} {
 		got := s.Classes[i]
 		if got.Class != want.Class || got.Direction != want.Direction || got.Frames != want.Frames || len(got.Sizes) != 1 || got.Sizes[0].Frames != want.Frames {
 			t.Errorf("class %d: %+v, want %+v", i, got, want)
 		}
 	}
-	if got := s.Classes[2].Sizes[0].Size; got != 14+20+8+96 {
+	if got := s.Classes[1].Sizes[0].Size; got != 14+20+8+96 {
 		t.Errorf("size %d on the wire", got)
 	}
 	if b, err := json.Marshal(s); err != nil || strings.Contains(string(b), hex.EncodeToString(secretMark[:])) {
 		t.Errorf("%s, %v", b, err)
 	}
-	if p := w.Points(); len(p) != 5 || p[1].Class != "tunnel" || p[1].Direction != Out || p[0].Class != BeaconClass {
+	if p := w.Points(); len(p) != 3 || p[1].Class != "tunnel" || p[1].Direction != Out || p[2].Direction != In {
 		t.Errorf("points %+v", p)
 	}
 }
@@ -94,13 +90,6 @@ func TestAStrangeFrameFailsWhoeverSentIt(t *testing.T) {
 	w := watched(t, capture(t, []string{"a"}, nil, shot{0, 0, arp}))
 	s := w.Summary()
 	if s.Outside != 1 || w.Outside() != 1 || s.Check() == nil || len(s.Strange) != 1 || s.Strange[0].What != "ARP" {
-		t.Errorf("%+v", s)
-	}
-}
-
-func TestABeaconThatAlsoCarriesAMarkerIsALeak(t *testing.T) {
-	both := tunnelFrame(t, host4, handset4, 9, append(beaconMark[:], secretMark[:]...))
-	if s := watched(t, capture(t, []string{"a"}, nil, shot{0, 0, both})).Summary(); s.Outside != 1 || s.MarkersSeen != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -128,10 +117,9 @@ func TestSummaryProvesNothingWhenTheCaptureIsNotWhole(t *testing.T) {
 	}
 }
 
-func TestAwaitNeedsTheBeaconOnEveryInterface(t *testing.T) {
-	beacon := tunnelFrame(t, host4, handset4, 9, beaconMark[:])
+func TestAwaitCountsFrames(t *testing.T) {
+	frame := tunnelFrame(t, host4, handset4, 9, nil)
 	w, _ := New(testRules())
-	w.Beacon(beaconMark)
 	r, p := io.Pipe()
 	go w.Read(context.Background(), r)
 	short := func() context.Context {
@@ -139,29 +127,27 @@ func TestAwaitNeedsTheBeaconOnEveryInterface(t *testing.T) {
 		t.Cleanup(cancel)
 		return ctx
 	}
-	if w.Await(short(), beaconMark) == nil {
-		t.Error("ready before anything was captured")
+	if err := w.Await(short(), 0); err != nil {
+		t.Errorf("for no frame: %v", err)
 	}
-	b := capture(t, []string{"a", "b"}, nil, shot{0, 0, beacon}, shot{1, 0, beacon})
-	last := len(b) - (len(capture(t, []string{"a"}, nil, shot{0, 0, beacon})) - len(capture(t, []string{"a"}, nil)))
+	if w.Await(short(), 1) == nil {
+		t.Error("a frame before anything was captured")
+	}
+	b := capture(t, []string{"a", "b"}, nil, shot{0, 0, frame}, shot{1, 0, frame})
+	last := len(b) - (len(capture(t, []string{"a"}, nil, shot{0, 0, frame})) - len(capture(t, []string{"a"}, nil)))
 	p.Write(b[:last])
-	if w.Await(short(), beaconMark) == nil {
-		t.Error("ready with the beacon on one interface of two")
+	if w.Await(short(), 2) == nil {
+		t.Error("two frames when there was one")
 	}
-	if err := w.Await(short(), beaconMark, "a"); err != nil {
-		t.Errorf("interface a alone: %v", err)
-	}
-	if w.Await(short(), beaconMark, "nosuch") == nil {
-		t.Error("ready on an interface that is not captured")
+	if err := w.Await(short(), 1); err != nil {
+		t.Errorf("one frame: %v", err)
 	}
 	go p.Write(b[last:])
-	if err := w.Await(context.Background(), beaconMark); err != nil {
+	if err := w.Await(context.Background(), 2); err != nil {
 		t.Error(err)
 	}
-	other := Marker{9}
-	w.Beacon(other)
 	go p.Close()
-	if err := w.Await(context.Background(), other); err == nil || !strings.Contains(err.Error(), "ended") {
+	if err := w.Await(context.Background(), 3); err == nil || !strings.Contains(err.Error(), "ended") {
 		t.Errorf("after the end: %v", err)
 	}
 }
@@ -171,7 +157,7 @@ func TestMarkersAreBoundedAndUnique(t *testing.T) {
 	if w.Mark(Marker{}) == nil {
 		t.Error("an all-zero marker, which every padding holds, was accepted")
 	}
-	if w.Mark(secretMark) != nil || w.Mark(secretMark) == nil || w.Beacon(secretMark) == nil {
+	if w.Mark(secretMark) != nil || w.Mark(secretMark) == nil {
 		t.Error("the same marker twice")
 	}
 	var err error
