@@ -64,13 +64,14 @@ type capture struct {
 	dumps map[string]*dump // guarded by captures.mu
 	ended chan struct{}
 
-	mu     sync.Mutex
-	file   *os.File
-	ng     *pcapgo.NgWriter
-	blocks map[string]int
-	counts map[string]*PortCount
-	errs   []error
-	closed bool
+	mu      sync.Mutex
+	file    *os.File
+	ng      *pcapgo.NgWriter
+	written int // frames in the file
+	blocks  map[string]int
+	counts  map[string]*PortCount
+	errs    []error
+	closed  bool
 }
 
 // captureNote is one line of the answer to a client that captures.
@@ -177,6 +178,7 @@ func (one *capture) attach(port string, large bool) error {
 		info.InterfaceIndex = block
 		one.mu.Lock()
 		defer one.mu.Unlock()
+		one.written++
 		return one.ng.WritePacket(info, data)
 	})
 	if err != nil {

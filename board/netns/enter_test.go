@@ -231,6 +231,17 @@ for i in range(500): s.sendto(b"marked-%03d" % i + b"."*1000, ("198.51.100.7",9)
 	for _, name := range []string{"a", "b"} {
 		output(t, w, Where{Machine: name, Colour: "black"}, "python3", "-c", send)
 	}
+	settled, err := c.Settle(t.Context())
+	if err != nil || settled < 2*n {
+		t.Fatalf("settled with %d frames, %v; want at least %d", settled, err, 2*n)
+	}
+	inFile := 0
+	for _, packets := range frames(t, file) {
+		inFile += len(packets)
+	}
+	if inFile < settled {
+		t.Errorf("settled with %d frames, the file holds %d", settled, inFile)
+	}
 	if err := w.Kill9(t.Context(), "a"); err != nil { // its frames must not be lost with it
 		t.Fatal(err)
 	}

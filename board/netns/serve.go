@@ -50,6 +50,7 @@ func (k *keeper) handler() http.Handler {
 	})
 	mux.HandleFunc("POST /v1/captures", k.captures.serveStart)
 	mux.HandleFunc("POST /v1/captures/{id}/stop", k.captures.serveStop)
+	mux.HandleFunc("POST /v1/captures/{id}/settle", k.captures.serveSettle)
 	return mux
 }
 
