@@ -36,6 +36,7 @@ func commands() []command {
 		execCommand(),
 		phoneCommand(),
 		captureCommand(),
+		callCommand(),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"rempart/board/scenario"
@@ -127,20 +128,24 @@ type Call struct {
 
 // Way is one direction of a call.
 type Way struct {
-	From         string         `json:"from"`
-	To           string         `json:"to"`
-	OneWayMS     float64        `json:"one_way_ms"`
-	BoundMS      float64        `json:"bound_ms"` // 0: none
-	Sent         int            `json:"frames_sent"`
-	Received     int            `json:"frames_received"`
-	Lost         int            `json:"frames_lost"`
-	PacketBytes  int            `json:"packet_bytes"`
-	Correlation  float64        `json:"correlation"`
-	Quality      *sound.Quality `json:"quality,omitempty"`
-	BitExact     bool           `json:"bit_exact"` // equals a local decode of the same packets
-	SentWave     []Extent       `json:"-"`
-	ReceivedWave []Extent       `json:"-"`
-	WaveSeconds  float64        `json:"-"`
+	From        string         `json:"from"`
+	To          string         `json:"to"`
+	OneWayMS    float64        `json:"one_way_ms"`
+	BoundMS     float64        `json:"bound_ms"` // 0: none
+	Sent        int            `json:"frames_sent"`
+	Received    int            `json:"frames_received"`
+	Lost        int            `json:"frames_lost"`
+	PacketBytes int            `json:"packet_bytes"`
+	Correlation float64        `json:"correlation"`
+	Quality     *sound.Quality `json:"quality,omitempty"`
+	BitExact    bool           `json:"bit_exact,omitempty"` // equals a local decode of the same packets
+	// Unheard says that what was received does not hold what was sent.
+	Unheard bool `json:"unheard,omitempty"`
+	// Note says why a figure is missing.
+	Note         string   `json:"note,omitempty"`
+	SentWave     []Extent `json:"-"`
+	ReceivedWave []Extent `json:"-"`
+	WaveSeconds  float64  `json:"-"`
 }
 
 // Loss is the share of lost frames, 0 … 1.
@@ -289,6 +294,15 @@ func (h Handset) check(fail func(string, ...any)) {
 	}
 }
 
+// Broken says which promises of a call do not hold.
+func (c *Call) Broken() []string {
+	var broken []string
+	c.check(func(format string, args ...any) {
+		broken = append(broken, strings.TrimPrefix(fmt.Sprintf(format, args...), "call: "))
+	})
+	return broken
+}
+
 func (c *Call) check(fail func(string, ...any)) {
 	if c.SASFrom == "" || c.SASFrom != c.SASTo {
 		fail("call: the short authentication strings differ: %q and %q", c.SASFrom, c.SASTo)
@@ -300,8 +314,11 @@ func (c *Call) check(fail func(string, ...any)) {
 		fail("call: no audio was measured")
 	}
 	for _, w := range c.Ways {
-		if w.Received == 0 {
+		switch {
+		case w.Received == 0:
 			fail("call: %s heard nothing of %s", w.To, w.From)
+		case w.Unheard:
+			fail("call: %s did not hear what %s said: %s", w.To, w.From, w.Note)
 		}
 		if w.BoundMS > 0 && w.OneWayMS > w.BoundMS {
 			fail("call: %s to %s takes %s ms, bound %s ms", w.From, w.To, number(w.OneWayMS), number(w.BoundMS))

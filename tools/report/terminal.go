@@ -166,3 +166,19 @@ func quality(w Way) string {
 	}
 	return fmt.Sprintf(", quality %s of 100 (segmental SNR %s dB)", number(w.Quality.Score), number(w.Quality.SegmentalSNR))
 }
+
+// WayLine is one direction of a call in words.
+func WayLine(w Way) string {
+	var s []string
+	if w.OneWayMS > 0 {
+		s = append(s, number(w.OneWayMS)+" ms from mouth to ear")
+	}
+	s = append(s, fmt.Sprintf("%d of %d packets lost (%s %%)", w.Lost, w.Sent, number(100*w.Loss())))
+	if w.Quality != nil {
+		s = append(s, fmt.Sprintf("quality %s of 100", number(w.Quality.Score)))
+	}
+	if w.Note != "" {
+		s = append(s, clean(w.Note))
+	}
+	return strings.Join(s, ", ")
+}
