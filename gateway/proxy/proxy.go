@@ -37,6 +37,9 @@ type Config struct {
 	Now func() time.Time
 	// Answer bounds how long a call may ring; zero means one minute.
 	Answer time.Duration
+	// Unheard bounds the wait for a handset's first word on a request; then it counts as not
+	// registered. Zero means three seconds: longer than a lost packet costs, shorter than a person waits.
+	Unheard time.Duration
 }
 
 // maxExpires bounds a registration's life.
@@ -64,6 +67,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.Answer == 0 {
 		cfg.Answer = time.Minute
+	}
+	if cfg.Unheard == 0 {
+		cfg.Unheard = 3 * time.Second
 	}
 	return &Proxy{cfg: cfg, pending: map[sip.AOR]int{}}, nil
 }

@@ -70,7 +70,7 @@ func newWorld(t *testing.T) *world {
 		Domain: voicetest.Domain, Roots: w.authority.Roots,
 		Credentials: func(context.Context) (tls.Certificate, error) { return cert, nil },
 		Known:       func(a sip.AOR) bool { return len(a.Name()) == 1 && a.Name() <= "e" && a.Domain() == voicetest.Domain },
-		Table:       w.table, Journal: journal.New(w.log, "gatewayd"), Now: time.Now, Answer: 3 * time.Second,
+		Table:       w.table, Journal: journal.New(w.log, "gatewayd"), Now: time.Now, Answer: 3 * time.Second, Unheard: 500 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -281,6 +281,26 @@ func TestCalleeGoesAway(t *testing.T) {
 	var refusal *sip.Refusal
 	if !errors.As(err, &refusal) || refusal.Status != 480 {
 		t.Errorf("calling a handset that is gone: %v, want 480", err)
+	}
+}
+
+// TestCalleeIsSilent calls a handset that was switched off: its connection is open as far as TCP knows, and nothing answers.
+func TestCalleeIsSilent(t *testing.T) {
+	w := newWorld(t)
+	b, err := w.raw(w.authority.Handset(t, "b", "restricted", voicetest.HandsetAddr(2)), voicetest.HandsetAddr(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	register := message("REGISTER", "sip:"+voicetest.Domain, "<"+string(aor("b"))+">", "<"+string(aor("b"))+">", "Expires: 60\n")
+	if line := ask(t, b, register); !strings.Contains(line, "200") {
+		t.Fatalf("registration: %s", line)
+	}
+	a := w.agent(1, "a", nil)
+	start := time.Now()
+	_, err = a.Invite(within(t), aor("b"), "s-1", session(1, 0), nil)
+	var refusal *sip.Refusal
+	if took := time.Since(start); !errors.As(err, &refusal) || refusal.Status != 480 || took > time.Second {
+		t.Errorf("calling a silent handset: %v after %s, want 480 at once", err, took)
 	}
 }
 

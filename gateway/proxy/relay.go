@@ -124,8 +124,19 @@ func (p *Proxy) relay(sender sip.AOR, r *gosip.Request, tx gosip.ServerTransacti
 	}
 	defer out.Terminate()
 	heard := false
+	silence := time.NewTimer(p.cfg.Unheard)
+	defer silence.Stop()
 	for {
 		select {
+		case <-silence.C:
+			if heard {
+				continue
+			}
+			// Not even 100 Trying: switched off or out of reach, and TCP does not know yet.
+			p.done(sender, r, 480)
+			refuse(tx, r, 480)
+			p.takeBack(f, out, heard)
+			return
 		case res := <-out.Responses():
 			if res.Source() != to.Source {
 				continue // not from the connection that was asked
