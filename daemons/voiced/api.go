@@ -87,8 +87,12 @@ func (h *handler) dial(a *agent.Agent, w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, agent.ErrBusy):
 		httpsock.WriteError(w, &httpsock.Error{Status: http.StatusConflict, Message: err.Error(), Hint: "rempart hangup ends it"})
+	case errors.Is(err, agent.ErrCallee):
+		httpsock.WriteError(w, &httpsock.Error{Status: http.StatusBadRequest, Message: err.Error(), Hint: "a name such as b, or b's whole address, sip:b@DOMAIN"})
+	case errors.Is(err, agent.ErrSound):
+		httpsock.WriteError(w, &httpsock.Error{Status: http.StatusConflict, Message: err.Error(), Hint: "give the sound card a recording of the expected format"})
 	case err != nil:
-		httpsock.WriteError(w, &httpsock.Error{Status: http.StatusBadRequest, Message: err.Error()})
+		httpsock.WriteError(w, &httpsock.Error{Status: http.StatusInternalServerError, Message: err.Error()})
 	default:
 		httpsock.Write(w, DialAnswer{ID: id})
 	}

@@ -74,8 +74,10 @@ var (
 	ErrBusy = errors.New("this handset is in a call already")
 	// ErrNoCall: there is no such call, or it is over.
 	ErrNoCall = errors.New("there is no such call")
+	// ErrSound: the microphone or speaker cannot be used.
+	ErrSound = errors.New("cannot use this handset's sound devices")
 	// ErrCallee: the callee's name is not one.
-	ErrCallee = errors.New("not the name of a handset of this network")
+	ErrCallee = errors.New("cannot call: not the name of another handset of this network")
 )
 
 // Agent is a handset's telephone.
@@ -167,8 +169,11 @@ func (a *Agent) Callee(name string) (sip.AOR, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrCallee, err)
 	}
-	if aor == a.cfg.Self || aor.Domain() != a.cfg.Self.Domain() {
-		return "", fmt.Errorf("cannot call %s from %s: %w", aor, a.cfg.Self, ErrCallee)
+	if aor.Domain() != a.cfg.Self.Domain() {
+		return "", fmt.Errorf("%w: %s is not of %s", ErrCallee, aor, a.cfg.Self.Domain())
+	}
+	if aor == a.cfg.Self {
+		return "", fmt.Errorf("%w: %s is this handset", ErrCallee, aor)
 	}
 	return aor, nil
 }
@@ -182,7 +187,7 @@ func (a *Agent) Dial(name string) (string, error) {
 	}
 	if a.cfg.Check != nil {
 		if err := a.cfg.Check(); err != nil {
-			return "", fmt.Errorf("cannot use this handset's sound devices: %w", err)
+			return "", fmt.Errorf("%w: %w", ErrSound, err)
 		}
 	}
 	l, err := a.seize(call.Outgoing, callee, randomID(16), dialled, at)
