@@ -15,7 +15,7 @@ import (
 	"rempart/boot/stage"
 	"rempart/internal/journal"
 	"rempart/internal/link"
-	"rempart/internal/sandbox"
+	"rempart/internal/sandbox/guard"
 )
 
 // quiet turns off what a kernel says on a link by itself (router solicitations, link-local addresses and with them MLD and
@@ -92,8 +92,8 @@ func (p *phone) makeColours(context.Context) (string, error) {
 // installGuard puts the BPF LSM guard over this handset's cgroup. A kernel without BPF LSM leaves the other layers; the
 // report says so, and docs/known-limits.md what that costs.
 func (p *phone) installGuard(context.Context) (string, error) {
-	g, err := sandbox.InstallGuard(cgroupDir, filepath.Join(bpffsDir, "guard"))
-	if errors.Is(err, sandbox.ErrNoLSM) {
+	g, err := guard.Install(cgroupDir, filepath.Join(bpffsDir, "guard"))
+	if errors.Is(err, guard.ErrNoLSM) {
 		p.report.Guard = err.Error()
 		p.journal.Event(eventGuard, "lsm", journal.Failure, "reason", err.Error())
 		return "not there: " + err.Error(), nil

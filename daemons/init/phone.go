@@ -12,7 +12,7 @@ import (
 	"rempart/boot/report"
 	"rempart/internal/journal"
 	"rempart/internal/link"
-	"rempart/internal/sandbox"
+	"rempart/internal/sandbox/guard"
 	"rempart/keystore/extend"
 	"rempart/vpn/egress"
 	"rempart/vpn/egress/ask"
@@ -43,7 +43,7 @@ type phone struct {
 	red, black, void *link.NS
 	cgroups          map[string]*os.File
 	listeners        map[string]*net.UnixListener
-	guard            *sandbox.Guard
+	guard            *guard.Guard
 
 	tpm       *os.File // nil once keyd has it
 	door      *extend.Door

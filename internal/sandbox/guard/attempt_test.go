@@ -1,4 +1,4 @@
-package sandbox
+package guard
 
 import (
 	"encoding/binary"

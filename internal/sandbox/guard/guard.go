@@ -1,4 +1,4 @@
-package sandbox
+package guard
 
 import (
 	"encoding/binary"
@@ -46,12 +46,12 @@ const outcomeSlots = 4 // enum outcome in guard.c: trusted, allowed, refused
 // socket, a bpf link) opened outside the handset and handed in.
 type Guard struct {
 	programs *ebpf.Collection
-	hooks    []guardHook
+	hooks    []hook
 	pinDir   string
 }
 
-// guardHook is one attached program.
-type guardHook struct {
+// hook is one attached program.
+type hook struct {
 	name    string // of its pin
 	program *ebpf.Program
 	link    link.Link // nil before it is attached
@@ -59,14 +59,14 @@ type guardHook struct {
 	tag     string
 }
 
-// InstallGuard puts the guard in force for all processes at and below the cgroup
+// Install puts the guard in force for all processes at and below the cgroup
 // folder cgroupDir, and trusts the calling process as the first supervisor. The
 // links are pinned in pinDir, a folder of a bpffs that is made if missing: the guard
 // lives while that file system or g does. A pin that is there already is an error.
 // Needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN (or root). It returns
 // [ErrNoLSM] and leaves nothing where the kernel does not run it.
-func InstallGuard(cgroupDir, pinDir string) (*Guard, error) {
-	g, err := loadGuard()
+func Install(cgroupDir, pinDir string) (*Guard, error) {
+	g, err := loadLSM()
 	if err != nil {
 		return nil, fmt.Errorf("cannot install the guard: %w", err)
 	}
@@ -77,8 +77,8 @@ func InstallGuard(cgroupDir, pinDir string) (*Guard, error) {
 	return g, nil
 }
 
-// loadGuard loads the programs that this kernel has hooks for.
-func loadGuard() (*Guard, error) {
+// loadLSM loads the programs that this kernel has hooks for.
+func loadLSM() (*Guard, error) {
 	spec, err := bpf.LoadGuard()
 	if err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func loadGuard() (*Guard, error) {
 	}
 	g := &Guard{programs: programs}
 	for _, name := range slices.Sorted(maps.Keys(programs.Programs)) {
-		g.hooks = append(g.hooks, guardHook{name: name, program: programs.Programs[name]})
+		g.hooks = append(g.hooks, hook{name: name, program: programs.Programs[name]})
 	}
 	return g, nil
 }
@@ -160,7 +160,7 @@ func (g *Guard) install(cgroupDir string) error {
 	return g.alive()
 }
 
-func (h *guardHook) attach(pinDir string) error {
+func (h *hook) attach(pinDir string) error {
 	info, err := h.program.Info()
 	if err != nil {
 		return err
@@ -301,7 +301,7 @@ func (g *Guard) ReadBack() error {
 	return nil
 }
 
-func (h *guardHook) check(pinDir string, handset *ebpf.MapInfo) error {
+func (h *hook) check(pinDir string, handset *ebpf.MapInfo) error {
 	byID, err := link.NewFromID(h.id)
 	if err != nil {
 		return fmt.Errorf("link %d: %w", h.id, err)
