@@ -28,8 +28,9 @@ type keeperSpec struct {
 
 // The keeper's descriptors beyond the standard ones.
 const (
-	fdKeeperLock = iota // the world's lock
-	fdReady             // "ok", or why not; closed afterwards
+	fdKeeperLock  = iota // the world's lock
+	fdReady              // "ok", or why not; closed afterwards
+	fdKeeperState        // the state folder, locked: no other world may use its TPMs
 )
 
 // keeper owns a world. It runs in the internet's network namespace.
@@ -71,6 +72,7 @@ func keep(text string, ready *os.File) error {
 	}
 	unix.CloseOnExec(3 + fdKeeperLock)
 	unix.CloseOnExec(3 + fdReady)
+	unix.CloseOnExec(3 + fdKeeperState) // and open as long as this process lives
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)

@@ -221,6 +221,19 @@ func TestMachinesAreCheckedWhenAdded(t *testing.T) {
 	}
 }
 
+func TestOneWorldOnAStateFolder(t *testing.T) {
+	w := start(t)
+	state, other := status(t, w).State, worldName()
+	if _, err := Start(t.Context(), other, state); err == nil || !strings.HasSuffix(err.Error(), "the state folder "+state+" is in use") || run.HintOf(err) == "" {
+		t.Errorf("a second world on one state folder: %v, hint %q", err, run.HintOf(err))
+	}
+	nothingLeft(t, other)
+	if err := Down(t.Context(), w.Name); err != nil {
+		t.Fatal(err)
+	}
+	startNamed(t, other, state)
+}
+
 func TestOneWorldOfAName(t *testing.T) {
 	w := start(t)
 	_, err := Start(t.Context(), w.Name, t.TempDir())

@@ -132,6 +132,11 @@ func startKeeper(h *hierarchy, world, state string, lock *os.File) (err error) {
 	if err := errors.Join(os.MkdirAll(runtimeDir(world), 0o700), os.MkdirAll(state, 0o700)); err != nil {
 		return clear(fmt.Errorf("cannot make the world's folders: %w", err))
 	}
+	folder, err := lockState(world, state)
+	if err != nil {
+		return clear(err)
+	}
+	defer folder.Close()
 	log, err := os.OpenFile(filepath.Join(runtimeDir(world), "keeper.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return clear(fmt.Errorf("cannot open the keeper's log: %w", err))
@@ -153,7 +158,7 @@ func startKeeper(h *hierarchy, world, state string, lock *os.File) (err error) {
 	defer r.Close()
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{lock, ready}
+	cmd.ExtraFiles = []*os.File{lock, ready, folder}
 	cmd.SysProcAttr = &unix.SysProcAttr{
 		Setsid: true, Cloneflags: unix.CLONE_NEWNET, UseCgroupFD: true, CgroupFD: int(group.Fd()),
 	}
@@ -173,6 +178,24 @@ func startKeeper(h *hierarchy, world, state string, lock *os.File) (err error) {
 	}
 	// Its janitor may be cleaning already; both can do the same work twice.
 	return clear(err)
+}
+
+// lockState locks a state folder, or says that another world uses it: two TPMs on one state would ruin it.
+func lockState(world, state string) (*os.File, error) {
+	f, err := os.Open(state)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the state folder: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	_ = f.Close() // nothing was written
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, run.Hint(fmt.Errorf("cannot start world %s: the state folder %s is in use", world, state),
+			"another world runs on it: give this one a --state of its own")
+	}
+	return nil, fmt.Errorf("cannot lock the state folder %s: %w", state, err)
 }
 
 // connect returns a client of a world's keeper, without asking it anything.
