@@ -18,6 +18,9 @@ const rereadEvery = 5 * time.Second
 // askTimeout bounds one question to egressd; after it egressd counts as dead and the floor takes over.
 const askTimeout = time.Second
 
+// releasePause is how long a phone that could not be released waits for the next try.
+const releasePause = 250 * time.Millisecond
+
 // loop supervises until ctx ends (run.ErrStopped) or the handset must restart (errRestart).
 func (p *phone) loop(ctx context.Context) error {
 	wishes, err := p.serveWishes(ctx)
@@ -46,11 +49,11 @@ func (p *phone) loop(ctx context.Context) error {
 			p.restart(ctx, name, again)
 		case w := <-wishes:
 			w.reply <- p.grant(w)
-			p.check(ctx)
+			p.check(ctx, again)
 		case d := <-devices:
 			p.deviceChanged(d)
 		case <-tick.C:
-			p.check(ctx)
+			p.check(ctx, again)
 		}
 		p.publish()
 	}
@@ -133,7 +136,7 @@ func (p *phone) release(ctx context.Context, again chan string) {
 	}()
 	if err != nil {
 		p.close(err.Error())
-		p.later(250*time.Millisecond, "", again)
+		p.later(releasePause, "", again)
 		return
 	}
 	p.report.Closed, p.report.Reason = false, ""
@@ -141,35 +144,29 @@ func (p *phone) release(ctx context.Context, again chan string) {
 }
 
 // check reads back the gate against what egressd says is admitted, which must be a row of the signed table. On a difference
-// the radios go down first.
-func (p *phone) check(ctx context.Context) {
+// the radios go down first. An egressd that does not answer is no difference: it is dead, and its death is about to be read,
+// or it hangs, and close ends it.
+func (p *phone) check(ctx context.Context, again chan string) {
 	if p.severed {
 		return
 	}
 	ask, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	err := func() error {
-		s, err := p.gate.Status(ask)
-		if err != nil {
-			return err
+	s, err := p.gate.Status(ask)
+	if err != nil {
+		if ctx.Err() == nil {
+			p.close("egressd does not answer: " + err.Error())
+			p.later(releasePause, "", again)
 		}
-		want := egress.DenyAll()
-		if !p.report.Closed && s.Admitted != "" {
-			want = p.table.For(s.Admitted)
+		return
+	}
+	err = p.readBack(p.admitted(s))
+	if err != nil {
+		// A swap between the question and the reading is not a difference: ask once more.
+		if s2, err2 := p.gate.Status(ask); err2 == nil && s2.Digest != s.Digest {
+			err = p.readBack(p.admitted(s2))
 		}
-		err = p.readBack(want)
-		if err != nil {
-			// A swap between the question and the reading is not a difference: ask once more.
-			if s2, err2 := p.gate.Status(ask); err2 == nil && s2.Digest != s.Digest {
-				want = egress.DenyAll()
-				if s2.Admitted != "" {
-					want = p.table.For(s2.Admitted)
-				}
-				err = p.readBack(want)
-			}
-		}
-		return err
-	}()
+	}
 	if err == nil || ctx.Err() != nil {
 		return
 	}
@@ -178,6 +175,14 @@ func (p *phone) check(ctx context.Context) {
 	}
 	p.close("the gate is not what it should be: " + err.Error())
 	p.journal.Event(eventEnd, "radios are down until a restart", journal.Failure, "reason", err.Error())
+}
+
+// admitted is what must be in force while egressd says s: nothing while the phone is closed.
+func (p *phone) admitted(s egress.Status) egress.Policy {
+	if p.report.Closed || s.Admitted == "" {
+		return egress.DenyAll()
+	}
+	return p.table.For(s.Admitted)
 }
 
 // shutdown ends the phone in order: closed, daemons down (keyd last but one, so that the TPM is shut down cleanly), links down.
