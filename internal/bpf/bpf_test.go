@@ -12,7 +12,8 @@ import (
 )
 
 // objects are the generated files: a missing one must not make the test pass.
-var objects = []string{"floor_bpfel.go", "floor_bpfel.o", "gate_bpfel.go", "gate_bpfel.o", "guard_bpfel.go", "guard_bpfel.o"}
+var objects = []string{"floor_bpfel.go", "floor_bpfel.o", "gate_bpfel.go", "gate_bpfel.o", "guard_bpfel.go", "guard_bpfel.o",
+	"calls_bpfel.go", "calls_bpfel.o"}
 
 // TestGenerated makes the objects and their Go again and compares them with the
 // committed ones, byte by byte.
@@ -31,7 +32,7 @@ func TestGenerated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	for _, f := range []string{"gen.go", "c/rempart.h", "c/floor.c", "c/gate.c", "c/guard.c"} {
+	for _, f := range []string{"gen.go", "c/rempart.h", "c/floor.c", "c/gate.c", "c/guard.c", "c/calls.c", "c/handset.h"} {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
@@ -80,7 +81,7 @@ func TestObjectsNameNoMachine(t *testing.T) {
 	}
 }
 
-// TestSpecs: what vpn/enforce and internal/sandbox rely on by name.
+// TestSpecs: what vpn/enforce and internal/sandbox/guard rely on by name.
 func TestSpecs(t *testing.T) {
 	gate, err := LoadGate()
 	if err != nil {
@@ -103,6 +104,18 @@ func TestSpecs(t *testing.T) {
 		if guard.Programs[name] == nil {
 			t.Errorf("guard has no %s", name)
 		}
+	}
+	calls, err := LoadCalls()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"calls_enter", "calls_exit", "calls_fork", "calls_inet", "calls_option", "calls_device"} {
+		if calls.Programs[name] == nil {
+			t.Errorf("calls has no %s", name)
+		}
+	}
+	if m := calls.Maps["devices"]; m == nil || m.KeySize != 16 || m.MaxEntries != 64 || m.Flags&(1<<7) == 0 {
+		t.Errorf("devices %+v, want key 16, 64 entries, read-only for programs", m)
 	}
 	floor, err := LoadFloor()
 	if err != nil {

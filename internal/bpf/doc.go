@@ -1,12 +1,13 @@
-// Package bpf holds the three BPF programs of a handset and the Go that bpf2go
+// Package bpf holds the four BPF programs of a handset and the Go that bpf2go
 // makes from them. It is the only package that knows their maps by name, and with
-// vpn/enforce and internal/sandbox the only one that imports cilium/ebpf.
+// vpn/enforce and internal/sandbox/guard the only one that imports cilium/ebpf.
 //
 //	floor   drops every frame of a device, on clsact, for the device's life
 //	gate    passes the frames of the admitted classes, both directions, on TCX or clsact
 //	guard   LSM programs: what root inside a handset may not do
+//	calls   tracepoint and cgroup programs: the guard where the kernel runs no LSM programs
 //
 // One object serves Debian's kernels 6.1, 6.12 and 6.18: the tc programs use
-// stable user-space ABI alone, the guard finds its few struct fields through the
+// stable user-space ABI alone, the guard and calls find their few struct fields through the
 // running kernel's BTF.
 package bpf

@@ -7,3 +7,4 @@ package bpf
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3" Floor c/floor.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3" Gate c/gate.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3" Guard c/guard.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3" Calls c/calls.c

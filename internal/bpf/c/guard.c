@@ -10,15 +10,10 @@
  * through a pidfd. Unlike a cgroup, a uid or a name, a task cannot move into it,
  * and a child does not inherit it.
  */
-#include "rempart.h"
+#include "handset.h"
 
 #define EPERM 1
-#define CORE __attribute__((preserve_access_index))
 
-/* The few fields used, found by name in the running kernel's BTF (CO-RE). */
-struct task_struct {
-	struct task_struct *group_leader;
-} CORE;
 struct sock {
 	__u16 sk_protocol;
 } CORE;
@@ -34,7 +29,7 @@ struct inode {
 	struct super_block *i_sb;
 } CORE;
 
-/* Keep in step with sandbox.hooks. */
+/* Keep in step with guard.HookSocket and the others. */
 enum hook {
 	HOOK_SOCKET_CREATE,
 	HOOK_NETLINK_SEND,
@@ -46,20 +41,6 @@ enum hook {
 };
 /* A task outside the handset is not counted. */
 enum outcome { TRUSTED, ALLOWED, REFUSED, OUTCOMES = 4 };
-
-struct {
-	__uint(type, MAP_CGROUP_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} handset SEC(".maps");
-
-struct {
-	__uint(type, MAP_TASK_STORAGE);
-	__uint(map_flags, F_NO_PREALLOC);
-	__type(key, __s32);
-	__type(value, __u32);
-} supervisors SEC(".maps");
 
 struct {
 	__uint(type, MAP_PERCPU_ARRAY);
@@ -77,12 +58,6 @@ INLINE void count(enum hook hook, enum outcome outcome)
 		(*n)++;
 }
 
-/* Threads share their leader's trust; a forked child is another leader. */
-INLINE int supervisor(struct task_struct *task)
-{
-	return bpf_task_storage_get(&supervisors, task->group_leader, 0, 0) != 0;
-}
-
 /* 1 if the current task is the handset's and must be judged. */
 INLINE int judged(enum hook hook)
 {
@@ -90,9 +65,7 @@ INLINE int judged(enum hook hook)
 		count(hook, TRUSTED);
 		return 0;
 	}
-	/* 1 below the cgroup, 0 outside, negative: the map is empty, which is
-	 * before the guard is attached and never after (the map is frozen). */
-	return bpf_current_task_under_cgroup(&handset, 0) == 1;
+	return in_handset();
 }
 
 /* An earlier program's refusal needs no care here: the kernel stops at it. */

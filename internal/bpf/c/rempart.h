@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * What the three programs need of the kernel's headers, declared here so that
+ * What the programs need of the kernel's headers, declared here so that
  * the objects depend on the compiler alone: Debian's 6.1 headers lack TCX, and
  * another machine's headers would be another input to a committed object.
  * Everything is stable user-space ABI (include/uapi/linux/bpf.h).
@@ -63,7 +63,9 @@ static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)
 static long (*const bpf_skb_load_bytes)(const struct __sk_buff *skb, __u32 off, void *to, __u32 len) = (void *)26;
 static long (*const bpf_current_task_under_cgroup)(void *map, __u32 index) = (void *)37;
 static __u64 (*const bpf_skb_cgroup_id)(struct __sk_buff *skb) = (void *)79;
+static long (*const bpf_send_signal)(__u32 signal) = (void *)109;
 static long (*const bpf_probe_read_kernel)(void *dst, __u32 size, const void *from) = (void *)113;
+static __u64 (*const bpf_get_netns_cookie)(void *context) = (void *)122;
 static void *(*const bpf_task_storage_get)(void *map, void *task, void *value, __u64 flags) = (void *)156;
 static void *(*const bpf_get_current_task_btf)(void) = (void *)158;
 

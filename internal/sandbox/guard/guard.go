@@ -1,72 +1,84 @@
 package guard
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
-
-	"rempart/internal/bpf"
 )
 
-// ErrNoLSM says that this kernel does not run BPF LSM programs: CONFIG_BPF_LSM is
-// missing, or "bpf" is not in the active list (lsm=).
-var ErrNoLSM = errors.New("the kernel runs no BPF LSM programs")
+const outcomeSlots = 4 // enum outcome in guard.c and calls.c: trusted, allowed, refused, failed
 
-// Hooks of the guard as its counters know them (enum hook in guard.c).
+// Form is how a guard is made. It is what a report prints.
+type Form string
+
+// The forms; the package comment says what each stops.
 const (
-	HookSocket = iota
-	HookNetlink
-	HookIoctl
-	HookBPF
-	HookInode
-	HookPtrace
-	hookCount
+	LSM   Form = "LSM"
+	Calls Form = "system calls"
 )
 
-const outcomeSlots = 4 // enum outcome in guard.c: trusted, allowed, refused
+// ErrNoGuard says that this kernel runs neither form.
+var ErrNoGuard = errors.New("the kernel runs no form of the guard")
 
-// Guard is the set of LSM programs that keep every process of one handset, root
-// included, from passing the gate by or changing the network: packet sockets,
-// link, route and filter changes, bpf(), and writing to sysfs, cgroup2 and bpffs.
-// Excepted are the supervisors, which [Guard.Trust] names. Processes outside the
+// Guard keeps every process of one handset, root included, from passing the gate
+// by. Excepted are the supervisors, which [Guard.Trust] names. Processes outside the
 // handset's cgroup are never touched.
-//
-// What it does not stop: a kernel module, /dev/mem, ptrace between processes that
-// are no supervisors, writes to /proc/sys, SO_MARK, and a descriptor (a packet
-// socket, a bpf link) opened outside the handset and handed in.
 type Guard struct {
+	form     Form
 	programs *ebpf.Collection
 	hooks    []hook
 	pinDir   string
+	cgroup   uint64 // id of the handset's
+	alive    func(*Guard) error
+	counters func() []string
+
+	mu       sync.Mutex
+	admitted []device // what [Guard.Admit] was told
 }
 
-// hook is one attached program.
+// hook is one program and where it is attached.
 type hook struct {
 	name    string // of its pin
 	program *ebpf.Program
+	judges  bool   // it looks at the map that names the handset
+	point   string // of a raw tracepoint
+	cgroup  ebpf.AttachType
+	attach  func(*ebpf.Program) (link.Link, error)
 	link    link.Link // nil before it is attached
 	id      link.ID
 	tag     string
 }
 
-// Install puts the guard in force for all processes at and below the cgroup
-// folder cgroupDir, and trusts the calling process as the first supervisor. The
-// links are pinned in pinDir, a folder of a bpffs that is made if missing: the guard
-// lives while that file system or g does. A pin that is there already is an error.
-// Needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN (or root). It returns
-// [ErrNoLSM] and leaves nothing where the kernel does not run it.
+// Install puts the guard in force for all processes at and below the cgroup2 folder
+// cgroupDir, and trusts the calling process as the first supervisor. It must be
+// called in the network namespace that is to be the dead end where new devices are
+// born. The links are pinned in pinDir, a folder of a bpffs that is made if missing:
+// the guard lives while that file system or g does. A pin that is there already is an
+// error. Needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYS_ADMIN (or root).
+//
+// It takes the form [LSM], or where the kernel does not run that, [Calls]. It returns
+// [ErrNoGuard] and leaves nothing where the kernel runs neither.
 func Install(cgroupDir, pinDir string) (*Guard, error) {
-	g, err := loadLSM()
+	g, lsm := installForm(loadLSM, cgroupDir, pinDir)
+	if !errors.Is(lsm, ErrNoLSM) {
+		return g, lsm
+	}
+	g, err := installForm(loadCalls, cgroupDir, pinDir)
+	if errors.Is(err, ErrNoGuard) {
+		return nil, errors.Join(err, lsm)
+	}
+	return g, err
+}
+
+func installForm(load func() (*Guard, error), cgroupDir, pinDir string) (*Guard, error) {
+	g, err := load()
 	if err != nil {
 		return nil, fmt.Errorf("cannot install the guard: %w", err)
 	}
@@ -77,54 +89,8 @@ func Install(cgroupDir, pinDir string) (*Guard, error) {
 	return g, nil
 }
 
-// loadLSM loads the programs that this kernel has hooks for.
-func loadLSM() (*Guard, error) {
-	spec, err := bpf.LoadGuard()
-	if err != nil {
-		return nil, err
-	}
-	kernel, err := btf.LoadKernelSpec()
-	if err != nil {
-		return nil, fmt.Errorf("%w: no type information: %w", ErrNoLSM, err)
-	}
-	has := func(hook string) bool {
-		var f *btf.Func
-		return kernel.TypeByName("bpf_lsm_"+hook, &f) == nil
-	}
-	if !has("socket_create") {
-		return nil, fmt.Errorf("%w: no hook functions", ErrNoLSM)
-	}
-	if err := tryLSM(); err != nil {
-		return nil, err
-	}
-	// This hook is newer than the others (6.8 and some stable kernels). Where it is
-	// missing the plain hook sees compat ioctls too.
-	if !has("file_ioctl_compat") {
-		delete(spec.Programs, "guard_ioctl_compat")
-	}
-	programs, err := ebpf.NewCollection(spec)
-	if err != nil {
-		return nil, err
-	}
-	g := &Guard{programs: programs}
-	for _, name := range slices.Sorted(maps.Keys(programs.Programs)) {
-		g.hooks = append(g.hooks, hook{name: name, program: programs.Programs[name]})
-	}
-	return g, nil
-}
-
-// tryLSM loads the least LSM program. Some kernels (seen on a 6.18 micro-VM) list
-// bpf among their LSMs and refuse every program that is bound to a kernel function.
-func tryLSM() error {
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.LSM, AttachType: ebpf.AttachLSMMac, AttachTo: "socket_create", License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
-	})
-	if err != nil {
-		return fmt.Errorf("%w: it does not load one: %w", ErrNoLSM, err)
-	}
-	return p.Close()
-}
+// Form returns how this guard is made.
+func (g *Guard) Form() Form { return g.form }
 
 // install fills the maps first: from its first instant the guard knows whom it is
 // for and whom to trust.
@@ -152,23 +118,33 @@ func (g *Guard) install(cgroupDir string) error {
 	if err := os.MkdirAll(g.pinDir, 0o700); err != nil {
 		return err
 	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return fmt.Errorf("cannot look at the cgroup %s: %w", cgroupDir, err)
+	}
+	g.cgroup = st.Ino // cgroup2's id of a cgroup is the inode number of its folder
 	for i := range g.hooks {
-		if err := g.hooks[i].attach(g.pinDir); err != nil {
+		if err := g.hooks[i].enforce(cgroupDir, g.pinDir); err != nil {
 			return fmt.Errorf("%s: %w", g.hooks[i].name, err)
 		}
 	}
-	return g.alive()
+	return g.alive(g)
 }
 
-func (h *hook) attach(pinDir string) error {
+func (h *hook) enforce(cgroupDir, pinDir string) error {
 	info, err := h.program.Info()
 	if err != nil {
 		return err
 	}
 	h.tag = info.Tag
-	l, err := link.AttachLSM(link.LSMOptions{Program: h.program})
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		return fmt.Errorf("%w: %w", ErrNoLSM, err)
+	var l link.Link
+	switch {
+	case h.attach != nil:
+		l, err = h.attach(h.program)
+	case h.point != "":
+		l, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: h.point, Program: h.program})
+	default:
+		l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroupDir, Attach: h.cgroup, Program: h.program})
 	}
 	if err != nil {
 		return err
@@ -201,12 +177,14 @@ func (g *Guard) Trust(pidfd int) error {
 type Counts struct {
 	Trusted uint64 // let through: a supervisor
 	Allowed uint64 // let through: harmless
-	Refused uint64
+	Refused uint64 // in the form Calls also: killed
+	Failed  uint64 // form Calls: the kernel did not take the signal, the caller lives
 }
 
-// Counts returns the decisions on hook, one of the Hook constants.
+// Counts returns the decisions on hook, one of the Hook constants in the form [LSM]
+// and of the Call constants in the form [Calls].
 func (g *Guard) Counts(hook int) (c Counts, err error) {
-	for i, sum := range []*uint64{&c.Trusted, &c.Allowed, &c.Refused} {
+	for i, sum := range []*uint64{&c.Trusted, &c.Allowed, &c.Refused, &c.Failed} {
 		var perCPU []uint64
 		if err := g.programs.Maps["seen"].Lookup(uint32(hook*outcomeSlots+i), &perCPU); err != nil {
 			return c, fmt.Errorf("cannot read the guard's counters: %w", err)
@@ -218,63 +196,20 @@ func (g *Guard) Counts(hook int) (c Counts, err error) {
 	return c, nil
 }
 
-// alive does, as a supervisor, one harmless thing per hook and looks whether the
-// guard saw it. A kernel may have all the hook functions, accept every link, and
-// never call them: "bpf" must be in the active LSM list.
-func (g *Guard) alive() error {
-	for _, probe := range []struct {
-		name string
-		hook int
-		do   func() error
-	}{
-		{"bpf", HookBPF, func() error { _, err := g.Counts(HookBPF); return err }},
-		{"socket", HookSocket, func() error { return withSocket(unix.AF_UNIX, 0, func(int) error { return nil }) }},
-		{"ioctl", HookIoctl, func() error {
-			return withSocket(unix.AF_UNIX, 0, func(fd int) error {
-				_, err := unix.IoctlGetInt(fd, unix.SIOCGIFCOUNT)
-				if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
-					err = nil // no one implements it: it was judged all the same
-				}
-				return err
-			})
-		}},
-		{"netlink", HookNetlink, func() error { return withSocket(unix.AF_NETLINK, unix.NETLINK_ROUTE, getLoopback) }},
-		{"inode", HookInode, func() error { return unix.Access(g.pinDir, unix.W_OK) }},
-	} {
-		before, err := g.Counts(probe.hook)
+// Refusals returns how often the guard has refused (or killed for) what, by the name
+// of what; names without a refusal are left out.
+func (g *Guard) Refusals() (map[string]uint64, error) {
+	refused := map[string]uint64{}
+	for hook, name := range g.counters() {
+		c, err := g.Counts(hook)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if err := probe.do(); err != nil {
-			return fmt.Errorf("cannot try hook %s: %w", probe.name, err)
-		}
-		after, err := g.Counts(probe.hook)
-		if err != nil {
-			return err
-		}
-		if after.Trusted <= before.Trusted {
-			return fmt.Errorf("%w: hook %s is attached and was not called, or the caller is no supervisor", ErrNoLSM, probe.name)
+		if c.Refused > 0 {
+			refused[name] = c.Refused
 		}
 	}
-	return nil
-}
-
-func withSocket(family, protocol int, do func(fd int) error) error {
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, protocol)
-	if err != nil {
-		return err
-	}
-	return errors.Join(do(fd), unix.Close(fd))
-}
-
-// getLoopback asks for device 1 with RTM_GETLINK and leaves the answer unread.
-func getLoopback(fd int) error {
-	request := make([]byte, unix.NLMSG_HDRLEN+unix.SizeofIfInfomsg)
-	binary.NativeEndian.PutUint32(request, uint32(len(request)))
-	binary.NativeEndian.PutUint16(request[4:], unix.RTM_GETLINK)
-	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST)
-	binary.NativeEndian.PutUint32(request[unix.NLMSG_HDRLEN+4:], 1)
-	return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	return refused, nil
 }
 
 // ReadBack asks the kernel, by ids, whether the guard stands as installed: every
@@ -291,17 +226,17 @@ func (g *Guard) ReadBack() error {
 		errs = append(errs, errors.New("the cgroup map is not frozen"))
 	}
 	for _, h := range g.hooks {
-		if err := h.check(g.pinDir, handset); err != nil {
+		if err := h.check(g, handset); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", h.name, err))
 		}
 	}
-	if err := errors.Join(append(errs, g.alive())...); err != nil {
+	if err := errors.Join(append(errs, g.alive(g), g.deviceDifference(), g.survivors())...); err != nil {
 		return fmt.Errorf("the guard is not as installed: %w", err)
 	}
 	return nil
 }
 
-func (h *hook) check(pinDir string, handset *ebpf.MapInfo) error {
+func (h *hook) check(g *Guard, handset *ebpf.MapInfo) error {
 	byID, err := link.NewFromID(h.id)
 	if err != nil {
 		return fmt.Errorf("link %d: %w", h.id, err)
@@ -321,14 +256,20 @@ func (h *hook) check(pinDir string, handset *ebpf.MapInfo) error {
 		return err
 	}
 	var errs []error
-	if pi.Tag != h.tag || pi.Type != ebpf.LSM {
+	if pi.Tag != h.tag || pi.Type != h.program.Type() {
 		errs = append(errs, fmt.Errorf("link %d runs program %d %q with tag %s, not %s", h.id, info.Program, pi.Name, pi.Tag, h.tag))
 	}
+	if c := info.Cgroup(); c != nil && c.CgroupId != g.cgroup {
+		errs = append(errs, fmt.Errorf("link %d is attached to cgroup %d, not %d", h.id, c.CgroupId, g.cgroup))
+	}
+	if r := info.RawTracepoint(); r != nil && r.Name != h.point {
+		errs = append(errs, fmt.Errorf("link %d is attached to %s, not %s", h.id, r.Name, h.point))
+	}
 	want, _ := handset.ID()
-	if ids, ok := pi.MapIDs(); !ok || !slices.Contains(ids, want) {
+	if ids, ok := pi.MapIDs(); h.judges && (!ok || !slices.Contains(ids, want)) {
 		errs = append(errs, errors.New("the program looks at another cgroup map"))
 	}
-	pinned, err := link.LoadPinnedLink(filepath.Join(pinDir, h.name), nil)
+	pinned, err := link.LoadPinnedLink(filepath.Join(g.pinDir, h.name), nil)
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("its pin: %w", err))...)
 	}

@@ -52,9 +52,9 @@ func unguarded(t *testing.T) *guarded {
 		t.Fatal(err)
 	}
 	root := cgroup2(t)
-	w.cgroup = makeCgroup(t, filepath.Join(root, fmt.Sprintf("rempart-guard-%d-%s", os.Getpid(), t.Name())))
+	w.cgroup = makeCgroup(t, filepath.Join(root, fmt.Sprintf("rempart-guard-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))))
 	w.sub = makeCgroup(t, filepath.Join(w.cgroup, "daemon"))
-	w.desk = makeCgroup(t, filepath.Join(root, fmt.Sprintf("rempart-desk-%d-%s", os.Getpid(), t.Name())))
+	w.desk = makeCgroup(t, filepath.Join(root, fmt.Sprintf("rempart-desk-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))))
 	var err error
 	if w.ns, err = link.Create(""); err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ func newGuarded(t *testing.T) *guarded {
 	t.Helper()
 	w := unguarded(t)
 	var err error
-	if w.guard, err = Install(w.cgroup, w.pins); errors.Is(err, ErrNoLSM) {
+	if w.guard, err = installForm(loadLSM, w.cgroup, w.pins); errors.Is(err, ErrNoLSM) {
 		// The kernel is not a tool that setup could install: no failure in CI either.
 		t.Skipf("the guard cannot be shown on this kernel: %v", err)
 	} else if err != nil {
@@ -395,7 +395,7 @@ func TestGuardReadBackNoticesAndPinsHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A second guard must not take the pins over, nor take them away.
-	if g, err := Install(w.cgroup, w.pins); err == nil {
+	if g, err := installForm(loadLSM, w.cgroup, w.pins); err == nil {
 		t.Error("a second guard took over the pins")
 		_ = g.Close()
 	}
