@@ -20,6 +20,10 @@ const JournalPath = "/run/rempart/journal.log"
 // max bounds a report, in bytes.
 const max = 256 << 10
 
+// GuardInForce begins Report.Guard where a guard is in force; the form follows in parentheses: "in force (LSM)" or
+// "in force (system calls)".
+const GuardInForce = "in force"
+
 // Report is the state of one boot. Times are CLOCK_MONOTONIC in nanoseconds.
 type Report struct {
 	StartedNS int64      `json:"started_ns"` // init's first line
@@ -28,7 +32,7 @@ type Report struct {
 	Policy    *Policy    `json:"policy"`     // null before the policy was verified
 	Steps     []Step     `json:"steps"`      // in the order in which they ran
 	Measured  []Measured `json:"measured"`   // in the order in which they were extended
-	Guard     string     `json:"guard"`      // "in force", or why it is not
+	Guard     string     `json:"guard"`      // GuardInForce and its form, or why it is not
 	Devices   []Device   `json:"devices"`    // every black device
 	Daemons   []Daemon   `json:"daemons"`
 	Closed    bool       `json:"closed"` // init holds the gate at deny-all

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rempart/boot/report"
 	"rempart/boot/stage"
 	"rempart/internal/journal"
 	"rempart/internal/link"
@@ -89,13 +90,13 @@ func (p *phone) makeColours(context.Context) (string, error) {
 	return "red, black and void namespaces; every later process is born in its own cgroup", nil
 }
 
-// installGuard puts the BPF LSM guard over this handset's cgroup. A kernel without BPF LSM leaves the other layers; the
-// report says so, and docs/known-limits.md what that costs.
+// installGuard puts the guard over this handset's cgroup, with this namespace as the dead end where devices are born. A kernel
+// that runs neither form leaves the other layers; the report says so, and docs/known-limits.md what each form costs.
 func (p *phone) installGuard(context.Context) (string, error) {
 	g, err := guard.Install(cgroupDir, filepath.Join(bpffsDir, "guard"))
-	if errors.Is(err, guard.ErrNoLSM) {
+	if errors.Is(err, guard.ErrNoGuard) {
 		p.report.Guard = err.Error()
-		p.journal.Event(eventGuard, "lsm", journal.Failure, "reason", err.Error())
+		p.journal.Event(eventGuard, "none", journal.Failure, "reason", err.Error())
 		return "not there: " + err.Error(), nil
 	}
 	if err != nil {
@@ -108,9 +109,29 @@ func (p *phone) installGuard(context.Context) (string, error) {
 	if err := g.ReadBack(); err != nil {
 		return "", err
 	}
-	p.report.Guard = "in force"
-	p.journal.Event(eventGuard, "lsm", journal.Success)
+	p.report.Guard = report.GuardInForce + " (" + string(g.Form()) + ")"
+	p.journal.Event(eventGuard, string(g.Form()), journal.Success)
+	if g.Form() == guard.Calls {
+		return "packet sockets, bpf and io_uring are death to all but init and egressd; new devices carry no one's packets", nil
+	}
 	return "only init and egressd may change links, open packet sockets or call bpf", nil
+}
+
+// admit names devices of the calling thread's namespace to the guard as ways out.
+func (p *phone) admit(devices ...string) error {
+	if p.guard == nil {
+		return nil
+	}
+	for _, name := range devices {
+		i, err := link.Index(name)
+		if err != nil {
+			return err
+		}
+		if err := p.guard.Admit(i); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // trust names a process as supervisor to the guard.

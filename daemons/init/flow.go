@@ -22,7 +22,7 @@ type step struct {
 func (p *phone) flow() []step {
 	return []step{
 		{"colours", p.makeColours},    // cgroups; the red, black and void namespaces; kernel chatter off
-		{"guard", p.installGuard},     // BPF LSM: nobody but the supervisor changes links or opens packet sockets
+		{"guard", p.installGuard},     // nobody but the supervisors opens packet sockets or gets a packet out of a new device
 		{"floor", p.layFloor},         // radios to black, down; a drop-all classifier on each, both directions
 		{"gate", p.raiseGate},         // egressd measured and started; deny-all attached, pinned; read back here
 		{"policy", p.readPolicy},      // signature, floor; measured; its classes handed to egressd, none admitted

@@ -27,7 +27,7 @@ func (p *phone) watchDevices(ctx context.Context) (<-chan link.Change, error) {
 }
 
 // deviceChanged puts the floor under a device that nobody named on the command line and takes it down: it stays where it was
-// born, closed. The guard has refused everyone else's attempt to bring it up since it was born; this is the second layer.
+// born, closed. The guard has kept everyone else's packets off it since it was born; this is the second layer.
 func (p *phone) deviceChanged(c link.Change) {
 	if c.Gone || c.Name == "lo" {
 		return

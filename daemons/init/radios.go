@@ -139,7 +139,7 @@ func (p *phone) raiseRadios(context.Context) (string, error) {
 	}
 	var said []string
 	for i, r := range p.radios {
-		if err := p.blackDo(func() error { return raise(r) }); err != nil {
+		if err := p.blackDo(func() error { return errors.Join(p.admit(r.name), raise(r)) }); err != nil {
 			return "", err
 		}
 		p.report.Devices[i].Up = true

@@ -28,7 +28,7 @@ func (p *phone) startTunnel(context.Context) (string, error) {
 			return err
 		}
 		p.tun = f
-		return link.SetMTU(tunnelDevice, 1420)
+		return errors.Join(link.SetMTU(tunnelDevice, 1420), p.admit("lo", tunnelDevice))
 	})
 	if err != nil {
 		return "", err

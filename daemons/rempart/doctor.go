@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"rempart/boot/eventlog"
@@ -81,7 +82,7 @@ func examine(s Status, e env, now time.Time) []Finding {
 		check("floor under "+d.Name, "drops everything that the gate does not pass", when(!d.Floor, "restart the handset: a device without a floor must not stay", "there is no floor on %s", d.Name))
 		check("gate on "+d.Name, "read back, as it should be", when(!d.InForce, "something changed the gate: restart the handset and look at the journal", "%s", reasoned("the gate is not what it should be", d.Gate)))
 	}
-	check("LSM guard", s.Boot.Guard, when(s.Boot.Guard != "in force", "the kernel needs BPF LSM (lsm=…,bpf); the other layers hold without it", "the guard is not in force: %s", s.Boot.Guard))
+	check("guard", s.Boot.Guard, when(!strings.HasPrefix(s.Boot.Guard, report.GuardInForce), "the kernel needs BPF LSM (lsm=…,bpf), or raw tracepoints and cgroup BPF; the other layers hold without it", "the guard is not in force: %s", s.Boot.Guard))
 	check("gate agrees", "egressd admits what tunneld uses", gateAgrees(s))
 	for _, d := range s.Boot.Daemons {
 		check(d.Name+" lives", fmt.Sprintf("%d restarts", d.Restarts), when(!d.Running, "init starts it again by itself; if it stays down, the journal says why", "%s is down: %s", d.Name, d.LastExit))
