@@ -1,6 +1,6 @@
 // Package sandbox takes rights away, exactly or not at all: a sandbox that cannot be applied as asked stops the daemon.
 //
-// There are three parts. Start begins a daemon with precisely the namespace, uid, capabilities, cgroup and descriptors that
+// There are two parts. Start begins a daemon with precisely the namespace, uid, capabilities, cgroup and descriptors that
 // are named. Enter is a daemon's first act: it checks that it holds those capabilities and no others, and gives up every
-// system call that its profile does not list. The guard (guard.go) is a BPF LSM program over one handset's cgroup.
+// system call that its profile does not list. Package guard below has what holds for a whole handset.
 package sandbox
