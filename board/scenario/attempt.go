@@ -22,7 +22,14 @@ type sender struct {
 // the senders and the handset's counters say.
 func (w *world) attempt(ctx context.Context, row Row, markers *[]watch.Marker) (evidence, error) {
 	e := evidence{from: row.From}
-	before, berr := w.board.Counters(ctx)
+	var before Counters
+	var berr error
+	if w.last != nil {
+		before = *w.last
+	} else {
+		before, berr = w.board.Counters(ctx)
+	}
+	w.last = nil
 	var senders []*sender
 	defer func() {
 		for _, s := range senders {
@@ -71,7 +78,7 @@ func (w *world) attempt(ctx context.Context, row Row, markers *[]watch.Marker) (
 			e.cut = true
 		}
 	}
-	if e.cut && row.Event != Restart && row.Event != KillInit {
+	if e.cut && (row.Event == None || row.Event == HotPlug) {
 		return e, errors.New("the sender ended without a result")
 	}
 	if row.Event == HotPlug {
@@ -81,8 +88,11 @@ func (w *world) attempt(ctx context.Context, row Row, markers *[]watch.Marker) (
 	}
 	after, aerr := w.board.Counters(ctx)
 	// Counters of a handset that was restarted in between begin anew.
-	e.counted = berr == nil && aerr == nil && row.Event != Restart && row.Event != KillInit
+	e.counted = berr == nil && aerr == nil && row.Event != Restart && row.Event != KillInit && !e.cut
 	e.before, e.after = before, after
+	if e.counted && row.Event == None {
+		w.last = &after
+	}
 	if row.Event == KillInit && !w.twin {
 		// The next use of the handset finds it up again.
 		if err := w.board.Restart(ctx); err != nil {

@@ -36,6 +36,7 @@ type fakeBoard struct {
 	drops   uint64
 	frames  int      // on the link so far
 	pending [][]byte // come out at the next event
+	shared  *sync.Mutex // guards log and twins, which a board and its twins share
 	log     *[]string
 	twins   *int
 }
@@ -54,7 +55,7 @@ type fault struct {
 }
 
 func newFake(f fault) *fakeBoard {
-	return &fakeBoard{fault: f, log: &[]string{}, twins: new(int), plugged: make(chan struct{})}
+	return &fakeBoard{fault: f, shared: &sync.Mutex{}, log: &[]string{}, twins: new(int), plugged: make(chan struct{})}
 }
 
 func fakeSite() Site {
@@ -70,8 +71,8 @@ func fakeSite() Site {
 func (b *fakeBoard) Site() Site { return fakeSite() }
 
 func (b *fakeBoard) note(s string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.shared.Lock()
+	defer b.shared.Unlock()
 	*b.log = append(*b.log, s)
 }
 
@@ -288,13 +289,20 @@ func (b *fakeBoard) Twin(_ context.Context, stripped []Layer) (Twin, error) {
 	if b.fault.noTwin {
 		return nil, errors.New("no room for a twin")
 	}
+	b.shared.Lock()
 	*b.twins++
+	b.shared.Unlock()
 	f := b.fault
 	f.leak, f.stray = "", false
-	return &fakeBoard{stripped: stripped, fault: f, log: b.log, twins: b.twins, plugged: make(chan struct{})}, nil
+	return &fakeBoard{stripped: stripped, fault: f, shared: b.shared, log: b.log, twins: b.twins, plugged: make(chan struct{})}, nil
 }
 
-func (b *fakeBoard) Close() error { *b.twins--; return nil }
+func (b *fakeBoard) Close() error {
+	b.shared.Lock()
+	defer b.shared.Unlock()
+	*b.twins--
+	return nil
+}
 
 func run(t *testing.T, f fault, change func(*Runner)) (*LeakReport, *fakeBoard) {
 	t.Helper()

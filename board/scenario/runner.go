@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"time"
 
 	"rempart/board/scenario/attack"
@@ -47,11 +48,19 @@ func (r *Runner) LeakTest(ctx context.Context) (*LeakReport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot run the leak test: %w", err)
 	}
-	report := &LeakReport{}
-	for _, row := range rows {
-		report.Rows = append(report.Rows, real.row(ctx, row))
+	report := &LeakReport{Rows: make([]RowResult, len(rows))}
+	halves := &halves{report: report, progress: r.Progress, have: make([]int, len(rows))}
+	// The twins are in worlds of their own: they run beside the real rows.
+	twins := make(chan struct{})
+	go func() {
+		defer close(twins)
+		r.twins(ctx, rows, halves.twin)
+	}()
+	for i, row := range rows {
+		halves.row(i, real.row(ctx, row))
 	}
 	end := real.end(ctx)
+	<-twins
 	report.Outside = real.watcher.Summary()
 	// A marker may still have come out after its row: a retransmission, a queue.
 	for i := range report.Rows {
@@ -59,54 +68,74 @@ func (r *Runner) LeakTest(ctx context.Context) (*LeakReport, error) {
 			report.Rows[i].Seen, report.Rows[i].Verdict, report.Rows[i].Detail = n, Leaked, "after its row"
 		}
 	}
-	r.twins(ctx, rows, report)
 	report.finish(end)
 	report.Seconds = time.Since(began).Seconds()
 	return report, nil
 }
 
-// twins runs each group of rows in one throwaway world.
-func (r *Runner) twins(ctx context.Context, rows []Row, report *LeakReport) {
+// halves puts rows and their twins together as each ends.
+type halves struct {
+	mu       sync.Mutex
+	report   *LeakReport
+	progress func(RowResult)
+	have     []int // halves by row
+}
+
+func (h *halves) row(i int, r RowResult) {
+	h.put(i, func(to *RowResult) { r.Twin = to.Twin; *to = r })
+}
+
+func (h *halves) twin(i int, t TwinResult) { h.put(i, func(to *RowResult) { to.Twin = t }) }
+
+func (h *halves) put(i int, set func(*RowResult)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	set(&h.report.Rows[i])
+	if h.have[i]++; h.have[i] == 2 && h.progress != nil {
+		done := h.report.Rows[i]
+		done.settle()
+		h.progress(done)
+	}
+}
+
+// twins runs each group of rows in one throwaway world, and tells each result under its row's index.
+func (r *Runner) twins(ctx context.Context, rows []Row, tell func(int, TwinResult)) {
 	for _, group := range groups(rows) {
 		var members []Row
 		for _, i := range group {
 			members = append(members, rows[i])
 		}
 		stripped := strip(members)
-		results, err := r.twin(ctx, members, stripped)
-		for n, i := range group {
+		told := 0
+		err := r.twin(ctx, members, stripped, func(res RowResult) {
+			tell(group[told], TwinResult{Verdict: res.Verdict, Detail: res.Detail, Seen: res.Seen, Stripped: stripped})
+			told++
+		})
+		for ; told < len(group); told++ {
 			t := TwinResult{Verdict: Broken, Stripped: stripped}
-			switch {
-			case n < len(results):
-				t.Verdict, t.Detail, t.Seen = results[n].Verdict, results[n].Detail, results[n].Seen
-			case err != nil:
+			if err != nil {
 				t.Detail = err.Error()
 			}
-			report.Rows[i].Twin = t
-			if r.Progress != nil {
-				done := report.Rows[i]
-				done.settle()
-				r.Progress(done)
-			}
+			tell(group[told], t)
 		}
 	}
 }
 
-func (r *Runner) twin(ctx context.Context, rows []Row, stripped []Layer) (results []RowResult, err error) {
+func (r *Runner) twin(ctx context.Context, rows []Row, stripped []Layer, done func(RowResult)) (err error) {
 	twin, err := r.Board.Twin(ctx, slices.Clone(stripped))
 	if err != nil {
-		return nil, fmt.Errorf("cannot make the twin: %w", err)
+		return fmt.Errorf("cannot make the twin: %w", err)
 	}
 	defer func() { err = errors.Join(err, twin.Close()) }()
 	w, err := r.watch(ctx, twin)
 	if err != nil {
-		return nil, fmt.Errorf("cannot watch the twin: %w", err)
+		return fmt.Errorf("cannot watch the twin: %w", err)
 	}
 	w.twin = true
 	for _, row := range rows {
-		results = append(results, w.row(ctx, row))
+		done(w.row(ctx, row))
 	}
-	return results, w.end(ctx)
+	return w.end(ctx)
 }
 
 // groups splits rows into those that can share one twin: from red (its radio
@@ -140,6 +169,7 @@ type world struct {
 	capture io.Closer
 	read    chan error
 	markers [][]watch.Marker // by row
+	last    *Counters        // of the end of the row before, if nothing was restarted since
 }
 
 // watch starts the capture and returns once it is seen to account for every frame.

@@ -129,6 +129,15 @@ func Received(name string) (uint64, error) {
 	return l.Attrs().Statistics.RxPackets, nil
 }
 
+// Transmitted returns how many packets device name has ever sent. A TUN device sends to the holder of its descriptor.
+func Transmitted(name string) (uint64, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("cannot find device %s: %w", name, err)
+	}
+	return l.Attrs().Statistics.TxPackets, nil
+}
+
 // Index returns the interface index of device name.
 func Index(name string) (int, error) {
 	l, err := netlink.LinkByName(name)

@@ -24,7 +24,9 @@ type command struct {
 	name  string
 	usage string // what follows the name
 	what  string // one line
-	run   func(ctx context.Context, args []string, s streams) error
+	// hidden commands are for rempart-lab itself; help does not show them.
+	hidden bool
+	run    func(ctx context.Context, args []string, s streams) error
 }
 
 // commands is the table of subcommands, in the order in which help shows them.
@@ -37,6 +39,10 @@ func commands() []command {
 		phoneCommand(),
 		captureCommand(),
 		callCommand(),
+		leaktestCommand(),
+		demoCommand(),
+		attackCommand(),
+		attemptCommand(),
 	}
 }
 
@@ -65,6 +71,9 @@ func dispatch(ctx context.Context, args []string, s streams) error {
 func help(w io.Writer) {
 	fmt.Fprintln(w, "rempart-lab runs handsets and a gateway on this machine. Commands:")
 	for _, c := range commands() {
+		if c.hidden {
+			continue
+		}
 		fmt.Fprintf(w, "\n  %s %s\n      %s\n", c.name, c.usage, c.what)
 	}
 }

@@ -35,7 +35,7 @@ func runConstant(ctx context.Context, j Job, t *tally) {
 		if udp >= 0 {
 			t.did("udp send", unix.Sendto(udp, payload, unix.MSG_DONTWAIT, sockaddr(j.Target, j.port(9), 0)))
 		}
-		if raw < 0 {
+		if raw < 0 && !j.NoPacket {
 			raw, to, _ = openPacket(t, j.Device, j.Family)
 		}
 		if raw >= 0 {

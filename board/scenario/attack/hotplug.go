@@ -18,7 +18,8 @@ const hotplugPoll = 200 * time.Microsecond
 func runHotplug(ctx context.Context, j Job, t *tally) {
 	ctx, stop := context.WithTimeout(ctx, j.span())
 	defer stop()
-	fd, ok := open(t, j.Family.domain(), unix.SOCK_DGRAM, 0, "udp")
+	// Any socket carries the calls that set a device up; this kind is refused last.
+	fd, ok := open(t, unix.AF_UNIX, unix.SOCK_DGRAM, 0, "unix")
 	if !ok {
 		return
 	}
@@ -45,7 +46,9 @@ func runHotplug(ctx context.Context, j Job, t *tally) {
 // grab makes one round of sends on the device.
 func grab(j Job, t *tally) {
 	j.Count = 1
-	sendFrames(j, t, 9, false)
+	if !j.NoPacket {
+		sendFrames(j, t, 9, false)
+	}
 	fd, ok := open(t, j.Family.domain(), unix.SOCK_DGRAM, 0, "udp")
 	if !ok {
 		return

@@ -61,6 +61,9 @@ type Job struct {
 	// For is how long hotplug waits for its device and then sends, and how
 	// long constant sends at most; 0 is 10 s.
 	For time.Duration
+	// NoPacket leaves out AF_PACKET in the kinds that try several ways
+	// (constant, hotplug), where trying it was the sender's end.
+	NoPacket bool
 }
 
 const defaultSourcePort = 40000
@@ -82,6 +85,9 @@ func (j Job) Args() []string {
 	add("mark", fmt.Sprint(j.Mark), j.Mark != 0)
 	add("count", fmt.Sprint(j.Count), j.Count != 0)
 	add("for", j.For.String(), j.For != 0)
+	if j.NoPacket {
+		a = append(a, "-no-packet")
+	}
 	return a
 }
 
@@ -103,6 +109,7 @@ func Parse(args []string) (Job, error) {
 	fs.StringVar(&j.Device, "device", "", "")
 	fs.IntVar(&j.Count, "count", 0, "")
 	fs.DurationVar(&j.For, "for", 0, "")
+	fs.BoolVar(&j.NoPacket, "no-packet", false, "")
 	if err := fs.Parse(args[1:]); err != nil {
 		return Job{}, fmt.Errorf("cannot attack: %w", err)
 	}

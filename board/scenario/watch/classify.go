@@ -176,6 +176,9 @@ func (r Rules) transport(src, dst netip.Addr, proto uint8, b []byte) Finding {
 	return Finding{Why: between}
 }
 
+// tunnelMTU is the MTU of the tunnel device, in bytes.
+const tunnelMTU = 1420
+
 // wireGuard checks type and length of a message: initiation 148, response 92,
 // cookie 64 bytes; data 32 bytes or more, padded to a multiple of 16.
 func wireGuard(b []byte) bool {
@@ -190,7 +193,8 @@ func wireGuard(b []byte) bool {
 	case 3:
 		return len(b) == 64
 	case 4:
-		return len(b)%16 == 0
+		// The padding stops at the tunnel's MTU (wireguard-go device/send.go, calculatePaddingSize).
+		return len(b)%16 == 0 || len(b) == 32+tunnelMTU
 	}
 	return false
 }

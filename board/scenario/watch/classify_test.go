@@ -64,13 +64,14 @@ func TestAdmittedFrames(t *testing.T) {
 		class string
 		dir   Direction
 	}{
-		"handshake initiation": {tunnelFrame(t, handset4, gateway4, 51820, wgMessage(1, 148)), "tunnel", Out},
-		"handshake response":   {udpFrame(t, gateway4, 51820, handset4, 40000, wgMessage(2, 92)), "tunnel", In},
-		"cookie":               {udpFrame(t, gateway4, 51820, handset4, 40000, wgMessage(3, 64)), "tunnel", In},
-		"keepalive":            {short, "tunnel", Out},
-		"data over IPv6":       {tunnelFrame(t, handset6, gateway6, 51820, wgMessage(4, 1452-1452%16)), "tunnel", Out},
-		"attestation":          {tcp(handset4, gateway4, 39000, 8443), "attestation", Out},
-		"attestation's answer": {tcp(gateway4, handset4, 8443, 39000), "attestation", In},
+		"handshake initiation":     {tunnelFrame(t, handset4, gateway4, 51820, wgMessage(1, 148)), "tunnel", Out},
+		"handshake response":       {udpFrame(t, gateway4, 51820, handset4, 40000, wgMessage(2, 92)), "tunnel", In},
+		"cookie":                   {udpFrame(t, gateway4, 51820, handset4, 40000, wgMessage(3, 64)), "tunnel", In},
+		"keepalive":                {short, "tunnel", Out},
+		"data of the tunnel's MTU": {tunnelFrame(t, handset4, gateway4, 51820, wgMessage(4, 1452)), "tunnel", Out},
+		"data over IPv6":           {tunnelFrame(t, handset6, gateway6, 51820, wgMessage(4, 1452-1452%16)), "tunnel", Out},
+		"attestation":              {tcp(handset4, gateway4, 39000, 8443), "attestation", Out},
+		"attestation's answer":     {tcp(gateway4, handset4, 8443, 39000), "attestation", In},
 	} {
 		if v := r.Classify(c.frame); v.Class != c.class || v.Direction != c.dir || v.Why != "" {
 			t.Errorf("%s: %+v, want %s %s", name, v, c.class, c.dir)
