@@ -8,6 +8,7 @@
 //	rempart-lab phone [--world NAME] HANDSET COMMAND…
 //	rempart-lab capture [--world NAME] internet -o FILE [--seconds N]
 //	rempart-lab call [--world NAME] A B [--send WAV] [--send-back WAV] [--receive WAV] [--seconds N] [--json]
+//	rempart-lab demo [--out DIR] [--handsets N] [--bin DIR] [--world NAME] [--keep]
 //	rempart-lab help
 //
 // It runs at a desk or in CI, as root, and never ships in a handset. The

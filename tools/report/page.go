@@ -68,7 +68,7 @@ func view(s *Summary, css template.CSS) page {
 		}
 	}
 	if s.Leaks != nil {
-		p.LeakCount = leakLine(s.Leaks)
+		p.LeakCount = LeakLine(s.Leaks)
 	}
 	if s.Outside != nil {
 		p.Scatter = scatter(s.Outside.Points)
@@ -145,7 +145,8 @@ func drops(d map[string]uint64) string {
 	return strings.Join(s, ", ")
 }
 
-func leakLine(l *scenario.LeakReport) string {
+// LeakLine is the leak test in one line.
+func LeakLine(l *scenario.LeakReport) string {
 	held, proven := 0, 0
 	for _, r := range l.Rows {
 		if r.State == scenario.Held {

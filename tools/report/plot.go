@@ -276,6 +276,22 @@ type Strip struct {
 	Alt             string
 }
 
+// measure is a figure with its unit, if it has one.
+func measure(v float64, unit string) string { return strings.TrimSpace(number(v) + " " + unit) }
+
+// figureName says which figure of several samples it is.
+func figureName(s Statistic) string {
+	switch {
+	case len(s.Samples) == 1:
+		return ""
+	case s.On == "max":
+		return "longest "
+	case s.On == "p95":
+		return "95th percentile "
+	}
+	return s.On + " "
+}
+
 func strip(s Statistic) Strip {
 	low, high := 0.0, s.Bound
 	for _, v := range s.Samples {
@@ -283,11 +299,16 @@ func strip(s Statistic) Strip {
 	}
 	a := axis{low, high * 1.1, 10, plotWidth - 10}
 	o := Strip{Statistic: s, BoundAt: round(a.at(s.Bound)), FigAt: round(a.at(s.figure())), Ticks: a.ticks(6, s.Unit),
-		Value: s.On + " " + number(s.figure()) + " " + s.Unit, N: fmt.Sprint(len(s.Samples))}
-	o.Limit = map[bool]string{true: "at least ", false: "at most "}[s.Least] + number(s.Bound) + " " + s.Unit
+		Value: figureName(s) + measure(s.figure(), s.Unit), N: fmt.Sprint(len(s.Samples))}
+	if s.Bound > 0 {
+		o.Limit = map[bool]string{true: "promised at least ", false: "promised at most "}[s.Least] + measure(s.Bound, s.Unit)
+	}
 	for _, v := range s.Samples {
 		o.Dots = append(o.Dots, round(a.at(v)))
 	}
-	o.Alt = fmt.Sprintf("%s: %s over %s samples, %s", s.Name, o.Value, o.N, o.Limit)
+	o.Alt = fmt.Sprintf("%s: %s over %s samples", s.Name, o.Value, o.N)
+	if o.Limit != "" {
+		o.Alt += ", " + o.Limit
+	}
 	return o
 }

@@ -38,26 +38,29 @@ func TestAGoodRunPasses(t *testing.T) {
 // TestEveryBrokenPromiseFails breaks the good run in one place at a time.
 func TestEveryBrokenPromiseFails(t *testing.T) {
 	for says, change := range map[string]func(*Summary){
-		"disk full":               func(s *Summary) { s.Failures = []string{"disk full"} },
-		`step "build" failed`:     func(s *Summary) { s.Steps[0].OK = false },
-		"does not replay":         func(s *Summary) { s.Handsets[1].LogReplays = false },
-		"predicted":               func(s *Summary) { s.Handsets[1].Predicted = false },
-		"gate or floor":           func(s *Summary) { s.Handsets[0].Gate.Floor = false },
-		"in force":                func(s *Summary) { s.Handsets[0].Gate.InForce = false },
-		"map entry 3 differs":     func(s *Summary) { s.Handsets[2].Gate.ReadBack = []string{"map entry 3 differs"} },
-		`the tunnel is "waiting"`: func(s *Summary) { s.Handsets[0].Tunnel.State = "waiting" },
-		`boot step "floor"`:       func(s *Summary) { s.Handsets[0].Boot[0].OK = false },
-		"leak test: UDP leaked":   func(s *Summary) { s.Leaks.Passed, s.Leaks.Failures = false, []string{"UDP leaked"} },
-		"leak test: not passed":   func(s *Summary) { s.Leaks.Passed = false },
-		"authentication strings":  func(s *Summary) { s.Call.SASTo = "ZZZZ" },
-		"no level":                func(s *Summary) { s.Call.Level = "" },
-		"heard nothing":           func(s *Summary) { s.Call.Ways[1].Received = 0 },
-		"no audio":                func(s *Summary) { s.Call.Ways = nil },
-		"bound 80 ms":             func(s *Summary) { s.Call.Ways[0].OneWayMS = 81 },
-		"outside: frames outside": func(s *Summary) { s.Outside.Summary.Outside = 1 },
-		"lost frames":             func(s *Summary) { s.Outside.Dropped = map[string]uint64{"a": 1} },
-		"markers":                 func(s *Summary) { s.Outside.MarkersSeen = 1 },
-		"beyond the bound":        func(s *Summary) { s.Statistics[0] = NewStatistic("boot", "s", []float64{2}, "p95", 1, false) },
+		"disk full":                func(s *Summary) { s.Failures = []string{"disk full"} },
+		`step "build" failed`:      func(s *Summary) { s.Steps[0].OK = false },
+		"does not replay":          func(s *Summary) { s.Handsets[1].LogReplays = false },
+		"predicted":                func(s *Summary) { s.Handsets[1].Predicted = false },
+		"gate or floor":            func(s *Summary) { s.Handsets[0].Gate.Floor = false },
+		"in force":                 func(s *Summary) { s.Handsets[0].Gate.InForce = false },
+		"map entry 3 differs":      func(s *Summary) { s.Handsets[2].Gate.ReadBack = []string{"map entry 3 differs"} },
+		`the tunnel is "waiting"`:  func(s *Summary) { s.Handsets[0].Tunnel.State = "waiting" },
+		"doctor: gate: gone":       func(s *Summary) { s.Handsets[0].Doctor = []Finding{{Promise: "gate", Why: "gone"}} },
+		`tunnel is "listening"`:    func(s *Summary) { s.Handsets[0].Tunnel.State = "listening" },
+		"did not hear what b said": func(s *Summary) { s.Call.Ways[1].Unheard = true },
+		`boot step "floor"`:        func(s *Summary) { s.Handsets[0].Boot[0].OK = false },
+		"leak test: UDP leaked":    func(s *Summary) { s.Leaks.Passed, s.Leaks.Failures = false, []string{"UDP leaked"} },
+		"leak test: not passed":    func(s *Summary) { s.Leaks.Passed = false },
+		"authentication strings":   func(s *Summary) { s.Call.SASTo = "ZZZZ" },
+		"no level":                 func(s *Summary) { s.Call.Level = "" },
+		"heard nothing":            func(s *Summary) { s.Call.Ways[1].Received = 0 },
+		"no audio":                 func(s *Summary) { s.Call.Ways = nil },
+		"bound 80 ms":              func(s *Summary) { s.Call.Ways[0].OneWayMS = 81 },
+		"outside: frames outside":  func(s *Summary) { s.Outside.Summary.Outside = 1 },
+		"lost frames":              func(s *Summary) { s.Outside.Dropped = map[string]uint64{"a": 1} },
+		"markers":                  func(s *Summary) { s.Outside.MarkersSeen = 1 },
+		"beyond the bound":         func(s *Summary) { s.Statistics[0] = NewStatistic("boot", "s", []float64{2}, "p95", 1, false) },
 	} {
 		s := sample()
 		change(s)
@@ -216,7 +219,8 @@ func TestBoardOnATerminalAndInAFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	plainText := b.String()
-	for _, want := range []string{"K7QM and K7QM  the same", "61.4 ms one way", "0 frames of no admitted class", "4 of 4 attempts", "wrong-cgroup 42", "Every promise", "swtpm"} {
+	for _, want := range []string{"a shows K7QM, b shows K7QM: the same", "61.4 ms from mouth to ear", "0 of 1212 frames outside", "4 of 4 attempts",
+		"wrong-cgroup 42", "Every promise", "swtpm", "The gateway\n", "held      UDP from red "} {
 		if !strings.Contains(plainText, want) {
 			t.Errorf("the board does not say %q:\n%s", want, plainText)
 		}
@@ -243,13 +247,47 @@ func TestBoardOnATerminalAndInAFile(t *testing.T) {
 func TestStepAndRowLines(t *testing.T) {
 	var b bytes.Buffer
 	term := NewTerminal(&b)
-	term.Step(Step{"handset a up", 900, 420, true, "tunnel to gateway"})
+	term.Step(Step{"a", 900, 420, true, "tunnel to gateway"})
 	term.Step(Step{"call", 2000, 10, false, "busy"})
 	term.Row(scenario.RowResult{Name: "UDP from black, IPv4", State: scenario.Unproven, Verdict: scenario.Dropped, Detail: "wrong-cgroup"})
-	for _, want := range []string{"    1.32 s  ok      handset a up", "FAILED  call", "unproven  UDP from black", "twin none"} {
+	for _, want := range []string{"   1.32 s  a          tunnel to gateway  (0.4 s)\n", "   2.01 s  call       FAILED  busy\n", "unproven  UDP from black", "dropped (wrong-cgroup)", "twin not run"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
+	}
+}
+
+func TestPairsJoinBothFamilies(t *testing.T) {
+	row := func(name string, v scenario.Verdict, s scenario.State, twin scenario.Verdict) scenario.RowResult {
+		return scenario.RowResult{Name: name, Verdict: v, State: s, Twin: scenario.TwinResult{Verdict: twin, Seen: 1}}
+	}
+	both := row("kill -9 of keyd", scenario.Dropped, scenario.Held, scenario.Leaked)
+	both.Family = "both"
+	got := pairs([]scenario.RowResult{
+		row("UDP from red, IPv4", scenario.Refused, scenario.Held, scenario.Leaked), both,
+		row("UDP from red, IPv6", scenario.Leaked, scenario.Failed, scenario.Leaked),
+		row("ICMP, IPv6", scenario.Dropped, scenario.Unproven, scenario.Dropped)})
+	if len(got) != 3 || got[0].name != "UDP from red" || got[0].state() != scenario.Failed || got[0].twins() != "leaked" || !got[0].proven() {
+		t.Errorf("%d pairs, the first %+v", len(got), got[0])
+	}
+	if got[1].rows[0] != got[1].rows[1] || got[1].state() != scenario.Held {
+		t.Errorf("an attempt of both families at once: %+v", got[1])
+	}
+	if got[2].rows[0] != nil || got[2].state() != scenario.Unproven || got[2].proven() {
+		t.Errorf("an attempt of one family: %+v", got[2])
+	}
+}
+
+func TestAStatisticNeedsNoBound(t *testing.T) {
+	one := NewStatistic("boot", "ms", []float64{742}, "max", 0, false)
+	if v := strip(one); !one.OK || v.Value != "742 ms" || v.Limit != "" || strings.HasSuffix(v.Alt, ", ") {
+		t.Errorf("%+v", v)
+	}
+	if v := strip(NewStatistic("boot", "ms", []float64{742, 800}, "max", 1000, false)); v.Value != "longest 800 ms" || v.Limit != "promised at most 1000 ms" {
+		t.Errorf("%+v", v)
+	}
+	if NewStatistic("boot", "ms", nil, "max", 0, false).OK {
+		t.Error("no sample, and ok")
 	}
 }
 

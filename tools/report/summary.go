@@ -9,7 +9,9 @@ import (
 
 	"rempart/board/scenario"
 	"rempart/board/scenario/watch"
+	"rempart/boot/stage"
 	"rempart/tools/sound"
+	"rempart/voice/record"
 )
 
 // Version of summary.json. Within a version fields are added, never renamed or
@@ -33,6 +35,7 @@ type Summary struct {
 	Handsets   []Handset            `json:"handsets"` // the gateway included
 	Leaks      *scenario.LeakReport `json:"leaks,omitempty"`
 	Call       *Call                `json:"call,omitempty"`
+	Records    *Records             `json:"records,omitempty"` // of the call, by both handsets
 	Outside    *Outside             `json:"outside,omitempty"`
 	Statistics []Statistic          `json:"statistics,omitempty"`
 }
@@ -61,6 +64,22 @@ type Handset struct {
 	Tunnel    Tunnel `json:"tunnel"`
 	// Boot is the timeline from init's first line.
 	Boot []Step `json:"boot"`
+	// Doctor is what `rempart doctor` found on it.
+	Doctor []Finding `json:"doctor,omitempty"`
+}
+
+// Finding is one promise and what the handset itself can see of it.
+type Finding struct {
+	Promise string `json:"promise"`
+	OK      bool   `json:"ok"`
+	Why     string `json:"why"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Records are what both handsets wrote down about the call.
+type Records struct {
+	From record.Record `json:"from"`
+	To   record.Record `json:"to"`
 }
 
 // TPM is what the handset's TPM holds.
@@ -203,7 +222,7 @@ type Statistic struct {
 	P95     float64   `json:"p95"`
 	Max     float64   `json:"max"`
 	// Bound on the figure named by On ("p95", "median" or "max"); with Least it is a lower
-	// bound, otherwise an upper one.
+	// bound, otherwise an upper one. 0 is none.
 	Bound float64 `json:"bound"`
 	On    string  `json:"on"`
 	Least bool    `json:"least,omitempty"`
@@ -223,7 +242,7 @@ func NewStatistic(name, unit string, samples []float64, on string, bound float64
 	s.P95 = sorted[int(math.Ceil(0.95*float64(n)))-1]
 	s.Max = sorted[n-1]
 	v, known := map[string]float64{"median": s.Median, "p95": s.P95, "max": s.Max}[on]
-	s.OK = known && (least && v >= bound || !least && v <= bound)
+	s.OK = known && (bound == 0 || least && v >= bound || !least && v <= bound)
 	return s
 }
 
@@ -234,7 +253,9 @@ func (s *Summary) Finish() {
 	if s.Failures == nil {
 		s.Failures = []string{}
 	}
-	fail := func(format string, args ...any) { s.Failures = append(s.Failures, fmt.Sprintf(format, args...)) }
+	fail := func(format string, args ...any) {
+		s.Failures = append(s.Failures, strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; "))
+	}
 	for _, st := range s.Steps {
 		if !st.OK {
 			fail("step %q failed: %s", st.Name, st.Detail)
@@ -271,6 +292,11 @@ func (st Statistic) figure() float64 {
 	return map[string]float64{"median": st.Median, "p95": st.P95, "max": st.Max}[st.On]
 }
 
+// tunnelGood: a handset's tunnel is up, a gateway listens for handsets.
+func (h Handset) tunnelGood() bool {
+	return h.Tunnel.State == "up" || h.Role == stage.Gateway && h.Tunnel.State == "listening"
+}
+
 func (h Handset) check(fail func(string, ...any)) {
 	if !h.LogReplays {
 		fail("%s: the event log does not replay to the PCRs", h.Name)
@@ -284,8 +310,13 @@ func (h Handset) check(fail func(string, ...any)) {
 	for _, d := range h.Gate.ReadBack {
 		fail("%s: the kernel differs from the policy: %s", h.Name, d)
 	}
-	if h.Tunnel.State != "up" {
+	if !h.tunnelGood() {
 		fail("%s: the tunnel is %q", h.Name, h.Tunnel.State)
+	}
+	for _, d := range h.Doctor {
+		if !d.OK {
+			fail("%s: doctor: %s: %s", h.Name, d.Promise, d.Why)
+		}
 	}
 	for _, b := range h.Boot {
 		if !b.OK {

@@ -183,7 +183,7 @@ func (s *side) stamped() (stamps, error) {
 }
 
 // ways copies what the speakers played and measures both directions.
-func (s *sides) ways(r Records, o Options) ([]report.Way, error) {
+func (s *sides) ways(r report.Records, o Options) ([]report.Way, error) {
 	there, err := way(s.from, s.to, r.From, r.To, o.Receive, o.BoundMS)
 	if err != nil {
 		return nil, err

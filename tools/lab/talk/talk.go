@@ -49,12 +49,6 @@ type Options struct {
 	BoundMS float64
 }
 
-// Records are what the two handsets wrote down about the call.
-type Records struct {
-	From record.Record `json:"from"`
-	To   record.Record `json:"to"`
-}
-
 // Result is one call from both ends, as `rempart-lab call --json` prints it.
 type Result struct {
 	Version int  `json:"version"`
@@ -63,8 +57,8 @@ type Result struct {
 	Failures []string `json:"failures"`
 	report.Call
 	// ReceivedFile is where what To heard was copied to.
-	ReceivedFile string  `json:"received_file,omitempty"`
-	Records      Records `json:"records"`
+	ReceivedFile string         `json:"received_file,omitempty"`
+	Records      report.Records `json:"records"`
 }
 
 // Run makes the call and measures it. The error is of a call that could not
