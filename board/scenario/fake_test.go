@@ -34,8 +34,8 @@ type fakeBoard struct {
 	plugged chan struct{}
 	tunnel  uint64
 	drops   uint64
-	frames  int      // on the link so far
-	pending [][]byte // come out at the next event
+	frames  int         // on the link so far
+	pending [][]byte    // come out at the next event
 	shared  *sync.Mutex // guards log and twins, which a board and its twins share
 	log     *[]string
 	twins   *int
