@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
@@ -188,6 +189,9 @@ func (e *end) start(ctx context.Context, peer *end) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", stagePlain)
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{file}
+	// A session of its own, as a machine has: the scheduler shares the
+	// processors among sessions (sched(7), autogroup).
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return fmt.Errorf("cannot start the plain tunnel: %w", err)

@@ -14,7 +14,7 @@ func percentile(samples []float64, p float64) float64 {
 		return math.NaN()
 	}
 	sorted := slices.Sorted(slices.Values(samples))
-	rank := int(math.Ceil(p / 100 * float64(len(sorted))))
+	rank := int(math.Ceil(p * float64(len(sorted)) / 100)) // in this order: whole percents stay exact
 	return sorted[min(max(rank, 1), len(sorted))-1]
 }
 

@@ -57,7 +57,7 @@ func inWorld(ctx context.Context, o options, r *result, offload bool, do func(w 
 	if err := do(w, watching); err != nil {
 		return errors.Join(err, watching.drop())
 	}
-	return watching.judge(ctx, r)
+	return watching.judge(ctx, r, "whole run", 1)
 }
 
 // air is an unfiltered capture of the link, judged when it ends.
@@ -86,9 +86,10 @@ func (a *air) drop() error {
 	return err
 }
 
-// judge ends the capture and holds every frame against the signed policy. Nil
-// and nothing was dropped before: the run shows nothing about the link.
-func (a *air) judge(ctx context.Context, r *result) error {
+// judge ends the capture and holds every frame against the signed policy. Fewer
+// frames than atLeast show that the capture did not see what there was. A
+// capture that was judged or dropped before is left alone.
+func (a *air) judge(ctx context.Context, r *result, during string, atLeast int) error {
 	if a.running == nil {
 		return nil
 	}
@@ -118,8 +119,8 @@ func (a *air) judge(ctx context.Context, r *result) error {
 	}
 	seen := watcher.Summary()
 	r.Air = &seen
-	r.add("frames on the link", "frames", []float64{float64(seen.Frames)}, bound{largest, true, 1})
-	r.add("frames outside the admitted classes", "frames", []float64{float64(seen.Outside)}, bound{Of: largest})
+	r.add("frames on the link, "+during, "frames", []float64{float64(seen.Frames)}, bound{largest, true, float64(atLeast)})
+	r.add("frames outside the admitted classes, "+during, "frames", []float64{float64(seen.Outside)}, bound{Of: largest})
 	return nil
 }
 
