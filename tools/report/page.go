@@ -42,7 +42,9 @@ func HTML(w io.Writer, s *Summary) error {
 		return fmt.Errorf("cannot write report: %w", err)
 	}
 	t, err := template.New("page.html.tmpl").Funcs(template.FuncMap{
-		"number": number, "join": strings.Join, "mark": mark, "layers": layers, "sizes": sizes, "drops": drops,
+		"title": title, "vault": vault, "tunnel": tunnelLine, "tunnelGood": Handset.tunnelGood,
+		"seconds": func(ms float64) string { return fmt.Sprintf("%.2f s", ms/1000) },
+		"number":  number, "join": strings.Join, "mark": mark, "layers": layers, "sizes": sizes, "drops": drops,
 		"percent": func(v float64) string { return number(100*v) + " %" },
 		"short":   func(s string) string { return s[:min(len(s), 16)] },
 		"class":   func(v any) string { return verdictClass(fmt.Sprint(v)) },
