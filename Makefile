@@ -31,15 +31,16 @@ check:
 	@tools/setup/install.sh test
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	$(GO) test ./internal/... ./boot/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/... ./tools/...
+	$(GO) test ./internal/... ./boot/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/... \
+	  $$($(GO) list ./tools/... | grep -v /tools/lab)
 
 # What can race is run under the race detector, which needs a C compiler.
 race:
 	CGO_ENABLED=1 $(GO) test -race ./internal/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/...
 
-# The netns board; REMPART_BIN is where its programs are.
+# The netns board and all that is tried on it, one package after another: they measure time.
 scenarios: build
-	REMPART_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 15m ./board/...
+	REMPART_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 15m ./board/... ./tools/lab/...
 
 # Everything. The scenarios come last, so that the run ends with the test runner's own lines.
 test:

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 
 	"rempart/board/netns"
 	"rempart/board/scenario"
+	"rempart/board/scenario/attack"
 	"rempart/board/scenario/watch"
 	"rempart/internal/link"
 	"rempart/tools/lab/bringup"
@@ -29,6 +31,7 @@ type board struct {
 	w       *netns.World
 	name    string
 	dir     string
+	self    string // this program
 	site    scenario.Site
 	capture *netns.Capture
 }
@@ -135,7 +138,32 @@ func (b *board) Capture(ctx context.Context) (io.ReadCloser, error) {
 		return nil, errors.Join(err, stop)
 	}
 	b.capture = c
-	return &live{watch.NewTail(f), b, c, f}, nil
+	l := &live{watch.NewTail(f), b, c, f}
+	if err := b.sign(ctx); err != nil {
+		return nil, errors.Join(err, l.Close(), f.Close())
+	}
+	return l, nil
+}
+
+// sign sends a datagram through the tunnel, so that a capture that sees nothing at all is known to be deaf: what leaves is
+// of the admitted class, as everything else from red.
+func (b *board) sign(ctx context.Context) error {
+	j := attack.Job{Kind: attack.UDP, Family: attack.IPv4, Target: b.site.Inner4, Count: 1}
+	if _, err := rand.Read(j.Marker[:]); err != nil {
+		return err
+	}
+	p, err := b.Start(ctx, scenario.Command{Where: scenario.Red, Argv: append([]string{b.self, "attempt"}, j.Args()...)})
+	if err != nil {
+		return fmt.Errorf("cannot send through the tunnel: %w", err)
+	}
+	defer p.Close()
+	for {
+		if _, err := p.Line(ctx); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("cannot send through the tunnel: %w", err)
+		}
+	}
 }
 
 func (l *live) Close() error {

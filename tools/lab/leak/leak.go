@@ -30,7 +30,7 @@ const tunnelPort = 51820
 type Options struct {
 	World   *netns.World
 	Machine string                   // handset; upper case is accepted
-	Bin     string                   // folder of the daemons, for the twin's world; "" means that of this program
+	Bin     string                   // folder of the daemons and of rempart-lab, which sends; "" means that of this program
 	PIN     string                   // "" means bringup.DefaultPIN
 	Rows    func(scenario.Row) bool  // which rows to run; nil means all
 	Log     func(string)             // a line for each step that is not a row; nil is silent
@@ -46,6 +46,9 @@ func Test(ctx context.Context, o Options) (*scenario.LeakReport, error) {
 		o.Log = func(string) {}
 	}
 	self, err := os.Executable()
+	if o.Bin != "" {
+		self, err = filepath.Abs(filepath.Join(o.Bin, "rempart-lab"))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the sender: %w", err)
 	}
@@ -67,7 +70,7 @@ func Test(ctx context.Context, o Options) (*scenario.LeakReport, error) {
 			o.Log("cannot remove " + dir + ": " + err.Error())
 		}
 	}()
-	b := &board{options: o, w: o.World, name: m.Name, dir: dir, site: siteOf(status, m)}
+	b := &board{options: o, w: o.World, name: m.Name, dir: dir, self: self, site: siteOf(status, m)}
 	r := &scenario.Runner{Board: b, Sender: []string{self, "attack"}, Progress: o.Done}
 	if o.Rows != nil {
 		r.Rows = slices.DeleteFunc(scenario.Rows(b.site), func(row scenario.Row) bool { return !o.Rows(row) })

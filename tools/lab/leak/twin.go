@@ -53,7 +53,7 @@ func (b *board) Twin(ctx context.Context, stripped []scenario.Layer) (scenario.T
 	if !ok {
 		return fail(errors.New("the twin's world has no handset a"))
 	}
-	t.board = &board{options: b.options, w: w, name: m.Name, dir: b.dir, site: siteOf(status, m)}
+	t.board = &board{options: b.options, w: w, name: m.Name, dir: b.dir, self: b.self, site: siteOf(status, m)}
 	if err := t.strip(ctx, m); err != nil {
 		return fail(err)
 	}
