@@ -114,8 +114,8 @@ func (w *World) UserCommand(ctx context.Context, machine string, args ...string)
 }
 
 // Phone runs `rempart args…` on a machine as its user, with stdin as its
-// standard input (nil for none), and returns what it prints. The error carries
-// what it printed on its standard error and wraps *exec.ExitError.
+// standard input (nil for none), and returns what it prints. The error is
+// what it printed on its standard error, with its hint, and wraps *exec.ExitError.
 func (w *World) Phone(ctx context.Context, machine string, stdin []byte, args ...string) ([]byte, error) {
 	cmd, err := w.UserCommand(ctx, machine, append([]string{"/bin/rempart"}, args...)...)
 	if err != nil {
@@ -124,9 +124,22 @@ func (w *World) Phone(ctx context.Context, machine string, stdin []byte, args ..
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &errs
 	if err := cmd.Run(); err != nil {
-		return out.Bytes(), fmt.Errorf("rempart %s on %s: %w: %s", strings.Join(args, " "), machine, err, strings.TrimSpace(errs.String()))
+		return out.Bytes(), phoneError(strings.Join(args, " "), machine, errs.String(), err)
 	}
 	return out.Bytes(), nil
+}
+
+// phoneError is what a phone printed as its error, with its hint as the hint.
+func phoneError(command, machine, printed string, err error) error {
+	said, hint, hinted := strings.Cut(strings.TrimSpace(printed), "\nhint: ")
+	if said == "" {
+		return fmt.Errorf("rempart %s on %s: %w", command, machine, err)
+	}
+	err = wrapped{fmt.Errorf("rempart %s on %s: %s", command, machine, strings.TrimPrefix(said, "rempart: ")), err}
+	if hinted {
+		return run.Hint(err, "%s", hint)
+	}
+	return err
 }
 
 // running returns a machine that is on.

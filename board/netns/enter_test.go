@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -146,7 +147,7 @@ func TestThePhonesUser(t *testing.T) {
 		t.Errorf("arguments %q", got)
 	}
 	_, err = w.Phone(t.Context(), "a", nil, "fail")
-	if err == nil || !strings.Contains(err.Error(), "exit status 7") || !strings.Contains(err.Error(), "as asked") {
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 7 || !strings.HasSuffix(err.Error(), "rempart fail on a: as asked") {
 		t.Errorf("a command that fails: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -363,6 +364,7 @@ func (w *World) Machine(ctx context.Context, name string) (Machine, error) {
 	for _, m := range s.Machines {
 		names = append(names, m.Name)
 	}
+	slices.Sort(names) // they were added by several hands at once
 	return Machine{}, run.Hint(fmt.Errorf("cannot find machine %q in world %s: %w", name, w.Name, ErrNoMachine),
 		"it has: %s", strings.Join(names, ", "))
 }

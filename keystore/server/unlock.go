@@ -35,7 +35,8 @@ func (s *Server) unlock(pin *secret.Bytes) (refusal *httpsock.Error, fatal error
 		fault = s.sameKey()
 	}
 	if fault != nil {
-		return &httpsock.Error{Status: client.StatusRefused, Message: fault.Error()}, nil
+		return &httpsock.Error{Status: client.StatusRefused, Message: fault.Error(),
+			Hint: "start the handset from an image whose approval the image key has signed (rempart-policy approve)"}, nil
 	}
 	l, err := s.device.Lockout()
 	if err != nil {

@@ -168,8 +168,13 @@ func tunnelUp(ctx context.Context, w *netns.World, name string) error {
 
 // unlock gives the PIN, as the person who holds the machine would.
 func unlock(ctx context.Context, w *netns.World, name, pin string) error {
-	if _, err := w.Phone(ctx, name, []byte(pin+"\n"), "unlock"); err != nil {
-		return run.Hint(fmt.Errorf("cannot unlock %s: %w", name, err), "--pin is the PIN that this state folder was enrolled with")
+	_, err := w.Phone(ctx, name, []byte(pin+"\n"), "unlock")
+	if err == nil {
+		return nil
 	}
-	return nil
+	hint := run.HintOf(err)
+	if strings.Contains(err.Error(), "wrong PIN") {
+		hint = "--pin is the PIN that this state folder was enrolled with; " + hint
+	}
+	return run.Hint(fmt.Errorf("cannot unlock %s: %w", name, err), "%s", hint)
 }
