@@ -15,4 +15,5 @@ const (
 	eventWish    journal.ID = "tunnel.address"  // subject: address
 	eventEnd     journal.ID = "phone.end"       // subject: how
 	eventGuard   journal.ID = "guard.install"
+	eventLimit   journal.ID = "process.limit" // subject: limit
 )

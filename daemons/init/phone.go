@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"rempart/boot/manifest"
 	"rempart/boot/measure"
 	"rempart/boot/report"
@@ -79,6 +81,7 @@ func runPhone(ctx context.Context, p *phone) error {
 	}
 	p.console = c
 	p.journal = journal.New(c, "init")
+	p.limits()
 	p.sup.reap()
 	if err := p.boot(ctx); err != nil {
 		p.shutdown("boot stopped")
@@ -91,3 +94,16 @@ func runPhone(ctx context.Context, p *phone) error {
 
 // blackDo runs fn on a thread in the black namespace.
 func (p *phone) blackDo(fn func() error) error { return p.black.Do(fn) }
+
+// limits are inherited by every daemon: no core file of anyone, and keyd may lock its memory. A supervisor that may not raise
+// a limit (no CAP_SYS_RESOURCE) says so; keyd then runs only where there is no swap, and checks that itself.
+func (p *phone) limits() {
+	for name, l := range map[string]struct {
+		which int
+		to    uint64
+	}{"core": {unix.RLIMIT_CORE, 0}, "memlock": {unix.RLIMIT_MEMLOCK, unix.RLIM_INFINITY}} {
+		if err := unix.Setrlimit(l.which, &unix.Rlimit{Cur: l.to, Max: l.to}); err != nil {
+			p.journal.Event(eventLimit, name, journal.Failure, "reason", err.Error())
+		}
+	}
+}
