@@ -116,8 +116,10 @@ func spans(boot *report.Report, events []event, typed int64) []span {
 	add("keyd: ready to keystore open", ready, open)
 	add("tunneld: keystore open to its key", max(open, started("tunneld")), state("closed"))
 	add("tunneld: its key to admitting", state("closed"), state("admitting"))
-	add("egressd, init: admitting to gate and address in force", state("admitting"), state("connecting"))
-	add("tunneld: handshake", state("connecting"), state("up"))
+	address := first(events, "daemon", "init", "event", "tunnel.address", "outcome", "success")
+	add("egressd: admitting to gate in force", state("admitting"), state("connecting"))
+	add("init: gate in force to address on wg0", state("connecting"), address)
+	add("tunneld: address to handshake complete", address, state("up"))
 	return all
 }
 

@@ -19,6 +19,7 @@ time=x mono=1020000000 daemon=keyd event=keystore.unlock subject=pin outcome=suc
 time=x mono=1021000000 daemon=tunneld event=tunnel.state now=closed outcome=success
 time=x mono=1022000000 daemon=tunneld event=tunnel.state now=admitting outcome=success
 time=x mono=1024000000 daemon=tunneld event=tunnel.state now=connecting outcome=success
+time=x mono=1025000000 daemon=init event=tunnel.address subject="[10.77.0.11/16]" outcome=success
 time=x mono=1027000000 daemon=tunneld event=tunnel.state now=up outcome=success
 time=x mono=1999000000 daemon=tunneld event=tunnel.state now=up outcome=success
 `
@@ -35,7 +36,8 @@ func TestSpansOfABoot(t *testing.T) {
 		{"egressd: started to gate attached", 3000000, 4000000}, {"keyd: started to ready", 6000000, 9000000},
 		{"PIN: given to keystore open", 8000000, 20000000}, {"keyd: ready to keystore open", 9000000, 20000000},
 		{"tunneld: keystore open to its key", 20000000, 21000000}, {"tunneld: its key to admitting", 21000000, 22000000},
-		{"egressd, init: admitting to gate and address in force", 22000000, 24000000}, {"tunneld: handshake", 24000000, 27000000},
+		{"egressd: admitting to gate in force", 22000000, 24000000}, {"init: gate in force to address on wg0", 24000000, 25000000},
+		{"tunneld: address to handshake complete", 25000000, 27000000},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)

@@ -128,7 +128,10 @@ func bench(ctx context.Context, args []string, out, progress io.Writer) error {
 			failed = append(failed, fmt.Errorf("%s: %w", b.name, errBroken))
 		}
 	}
-	return errors.Join(append(failed, ctx.Err())...)
+	if ctx.Err() != nil {
+		return errors.New("interrupted: the worlds were taken down again")
+	}
+	return errors.Join(failed...)
 }
 
 func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
