@@ -235,6 +235,9 @@ func (s *show) leakTest(ctx context.Context, up bringup.Options) (string, error)
 	r, err := leak.Test(ctx, leak.Options{World: s.w, Machine: "a", Bin: up.Bin, PIN: up.PIN,
 		Log: func(line string) { s.note("leak test", line) },
 		Done: func(row scenario.RowResult) {
+			if ctx.Err() != nil {
+				return // rows that an interruption ended tell nothing
+			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.err = errors.Join(s.err, s.t.Row(row))

@@ -60,10 +60,15 @@ func (s *show) check(ctx context.Context, state string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	all := make([]report.Handset, len(status.Machines))
-	errs := make([]error, len(status.Machines))
+	// A machine that did not come up was told of by the bring-up.
+	machines := slices.DeleteFunc(slices.Clone(status.Machines), func(m netns.Machine) bool { return m.State != netns.On })
+	if len(machines) == 0 {
+		return "", errors.New("no machine is on")
+	}
+	all := make([]report.Handset, len(machines))
+	errs := make([]error, len(machines))
 	var wait sync.WaitGroup
-	for i, m := range status.Machines {
+	for i, m := range machines {
 		wait.Go(func() {
 			f, err := s.ask(ctx, status, m, state)
 			all[i], errs[i] = f.handset(), err
