@@ -260,7 +260,7 @@ func gauge(label string, value, bound float64, unit string) Gauge {
 	a := axis{0, max(value, bound) * 1.15, 0, plotWidth}
 	g := Gauge{Label: label, Value: number(value) + " " + unit, Width: round(max(2, a.at(value))), Alt: label + " " + number(value) + " " + unit}
 	if bound > 0 {
-		g.BoundAt, g.Limit, g.Bad = round(a.at(bound)), "bound "+number(bound)+" "+unit, value > bound
+		g.BoundAt, g.Limit, g.Bad = round(a.at(bound)), "promised: at most "+number(bound)+" "+unit, value > bound
 		g.Alt += ", " + g.Limit
 	}
 	return g

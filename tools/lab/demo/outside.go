@@ -62,7 +62,11 @@ func (s *show) outside(ctx context.Context, rules watch.Rules) (string, error) {
 	if readErr != nil {
 		return "", readErr
 	}
-	return fmt.Sprintf("%d frames from before power-on to after power-off, %d outside the admitted classes", o.Frames, o.Summary.Outside), nil
+	span := "from before power-on to after power-off"
+	if s.o.Keep {
+		span = "since before power-on"
+	}
+	return fmt.Sprintf("%d frames %s, %d outside the admitted classes", o.Frames, span, o.Summary.Outside), nil
 }
 
 // during keeps of the points those of the call, and measures the shape of what
