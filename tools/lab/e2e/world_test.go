@@ -1,0 +1,71 @@
+package e2e_test
+
+import (
+	"sync"
+	"testing"
+)
+
+// scene is one subtest that shares its world with others.
+type scene struct {
+	name string
+	test func(*testing.T, *world)
+}
+
+func play(t *testing.T, w *world, scenes ...scene) {
+	for _, s := range scenes {
+		t.Run(s.name, func(t *testing.T) { s.test(t, w) })
+	}
+}
+
+// TestMany is about several handsets.
+func TestMany(t *testing.T) {
+	programs := bin(t)
+	t.Parallel()
+	w := plan(t, "e2emany", t.TempDir(), programs)
+	w.up(t, "--handsets", "3")
+	w.awaitReady(t, "a", "b", "c", "gateway")
+	play(t, w,
+		scene{"calls", calls},
+		scene{"secret state", secretState},
+		scene{"another format", otherFormat},
+		scene{"desk", desk},
+		scene{"side by side", sideBySide},
+		scene{"killed daemons", killedDaemons},
+		scene{"not registered", notRegistered},
+		scene{"gateway gone", gatewayGone},
+	)
+}
+
+// TestPair is about one handset, and another that can be called.
+func TestPair(t *testing.T) {
+	programs := bin(t)
+	t.Parallel()
+	w := plan(t, "e2epair", t.TempDir(), programs)
+	w.up(t)
+	w.awaitReady(t, "a", "b", "gateway")
+	play(t, w,
+		scene{"measured", measuredAll},
+		scene{"bad policies", badPolicies},
+		scene{"up says why", upSaysWhy},
+		scene{"keystore lost", keystoreLost},
+		scene{"hung egressd", hungEgressd},
+		scene{"doctor", doctors},
+		scene{"wrong PIN", wrongPIN},
+		scene{"cut around unlocks", cutAroundUnlocks},
+	)
+}
+
+// sideBySide brings a second world up, with the same names and addresses, and
+// calls in both at once.
+func sideBySide(t *testing.T, w *world) {
+	other := plan(t, w.name+"b", t.TempDir(), w.bin)
+	other.up(t)
+	other.awaitReady(t, "a", "b")
+	var wait sync.WaitGroup
+	for _, one := range []*world{w, other} {
+		wait.Go(func() { one.talks(t, "b", "a") })
+	}
+	wait.Wait()
+	other.down(t)
+	w.talks(t, "a", "b")
+}
