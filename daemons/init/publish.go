@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io/fs"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -36,11 +35,6 @@ func (p *phone) publish() {
 	if err != nil {
 		p.journal.Event("report.publish", "status", journal.Failure, "reason", err.Error())
 	}
-}
-
-// writePublic writes a file that every process of the handset may read.
-func (p *phone) writePublic(path string, b []byte) error {
-	return atomicfile.Write(filepath.Join(p.root, path), b, fs.FileMode(0o644))
 }
 
 // mono is CLOCK_MONOTONIC in nanoseconds.

@@ -287,7 +287,7 @@ func TestGatewayGoneAndBack(t *testing.T) {
 		for s.NextRetry.IsZero() { // until it is in its backoff
 			s = after(e, 100*time.Millisecond)
 		}
-		if w.inForce != "" || s.NextRetry.Sub(time.Now()) > 30*time.Second {
+		if w.inForce != "" || time.Until(s.NextRetry) > 30*time.Second {
 			t.Errorf("in the error state %q is admitted, next retry in %v", w.inForce, time.Until(s.NextRetry))
 		}
 		w.now(func() { // a slow path, at the other address

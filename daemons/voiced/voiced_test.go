@@ -87,7 +87,6 @@ type handset struct {
 	dir    string
 	ended  chan error
 	stop   context.CancelFunc
-	socket string
 }
 
 func newHandset(t *testing.T, a *voicetest.Authority, n int, name, level string) *handset {
