@@ -107,6 +107,12 @@ func (r *Runner) twins(ctx context.Context, rows []Row, tell func(int, TwinResul
 		}
 		stripped := strip(members)
 		told := 0
+		if err := ctx.Err(); err != nil {
+			for _, i := range group {
+				tell(i, TwinResult{Verdict: Broken, Detail: err.Error(), Stripped: stripped})
+			}
+			continue
+		}
 		err := r.twin(ctx, members, stripped, func(res RowResult) {
 			tell(group[told], TwinResult{Verdict: res.Verdict, Detail: res.Detail, Seen: res.Seen, Stripped: stripped})
 			told++
@@ -237,6 +243,12 @@ func newMarker() attack.Marker {
 
 // row makes one attempt and judges it.
 func (w *world) row(ctx context.Context, row Row) RowResult {
+	if err := ctx.Err(); err != nil {
+		// Whoever called does not want the rest; each row still has its line.
+		w.markers = append(w.markers, nil)
+		return RowResult{Name: row.Name, From: row.From, Kind: string(row.Kind), Family: row.FamilyName(), Layers: row.Stops, want: row.Want,
+			Verdict: Broken, Detail: err.Error()}
+	}
 	limit := w.RowTimeout
 	if limit == 0 {
 		limit = 20 * time.Second

@@ -151,3 +151,22 @@ func TestRisenIsTheSameInEveryRun(t *testing.T) {
 		}
 	}
 }
+
+// TestAnInterruptedTestEndsSoonAndFails: whoever presses Ctrl-C does not wait for the remaining rows.
+func TestAnInterruptedTestEndsSoonAndFails(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	rows := 0
+	r := &Runner{Board: newFake(fault{}), Sender: []string{"/desk/rempart-lab", "attack"}, Progress: func(RowResult) {
+		if rows++; rows == 3 {
+			cancel()
+		}
+	}}
+	began := time.Now()
+	l, err := r.LeakTest(ctx)
+	if err == nil && (l.Passed || len(l.Failures) == 0) {
+		t.Errorf("passed: %+v", l)
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("ended after %v", took)
+	}
+}
