@@ -377,3 +377,19 @@ func TestStatus(t *testing.T) {
 		}
 	}
 }
+
+func TestStatusTellsOfDaemonsThatDied(t *testing.T) {
+	var out bytes.Buffer
+	s := Status{Boot: &report.Report{ReadyNS: 1, Role: "handset", Daemons: []report.Daemon{
+		{Name: "keyd", Running: true}, {Name: "voiced", Running: true, Restarts: 2, LastExit: "killed by SIGKILL"}, {Name: "tunneld", LastExit: "exit code 1"},
+	}}}
+	s.show(&out, env{})
+	for _, want := range []string{"voiced was started again, 2 since the boot: killed by SIGKILL\n", "tunneld is down: exit code 1\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("status does not say %q:\n%s", want, &out)
+		}
+	}
+	if strings.Contains(out.String(), "keyd was") {
+		t.Errorf("status says that keyd died:\n%s", &out)
+	}
+}

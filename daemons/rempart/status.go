@@ -193,6 +193,8 @@ func (s Status) show(w io.Writer, e env) {
 		for _, d := range b.Daemons {
 			if !d.Running {
 				line("daemon", "%s is down: %s", d.Name, d.LastExit)
+			} else if d.Restarts > 0 {
+				line("daemon", "%s was started again, %d since the boot: %s", d.Name, d.Restarts, d.LastExit)
 			}
 		}
 	}
