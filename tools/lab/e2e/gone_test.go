@@ -76,6 +76,9 @@ func killedDaemons(t *testing.T, w *world) {
 		if d, _ := s.Boot.Daemon(name); d.Restarts != 1 || d.LastExit != "killed by SIGKILL" {
 			t.Errorf("%s after kill -9: %+v", name, d)
 		}
+		if text := w.phone(t, "a", "", "status"); !strings.Contains(text.out, name+" was started again, 1 since the boot: killed by SIGKILL\n") {
+			t.Errorf("status does not tell of the restart: %s", text)
+		}
 		order(t, w.console(t, "a")[before:],
 			fmt.Sprintf(`event=phone.close subject="%s died: killed by SIGKILL" outcome=success`, name),
 			"event=daemon.death subject="+name,

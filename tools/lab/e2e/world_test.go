@@ -1,8 +1,12 @@
 package e2e_test
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // scene is one subtest that shares its world with others.
@@ -66,6 +70,31 @@ func sideBySide(t *testing.T, w *world) {
 		wait.Go(func() { one.talks(t, "b", "a") })
 	}
 	wait.Wait()
+	strangers(t, w, other)
 	other.down(t)
 	w.talks(t, "a", "b")
+}
+
+// strangers brings certificates of another lab's authority to a handset and to
+// the gateway, which take neither; gateway/call_test.go has the peers in a call.
+func strangers(t *testing.T, w, other *world) {
+	t.Helper()
+	foreign := read(t, filepath.Join(other.state, "certificates", "b.pem"))
+	if s := w.phone(t, "b", string(foreign), "enrol", "--certificate", "-"); s.code == 0 || !strings.HasPrefix(s.err, "rempart: cannot take the certificate: ") {
+		t.Errorf("a certificate of another authority: %s", s)
+	} else {
+		t.Logf("a certificate of another authority: %s", s.err)
+	}
+	file := filepath.Join(w.machine(t, "gateway").Paths.State, "gatewayd", "peers", "stranger.pem")
+	if err := os.WriteFile(file, foreign, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var s said
+	until(t, 10*time.Second, func() bool {
+		s = w.phone(t, "gateway", "", "status")
+		return strings.Contains(s.out, "stranger.pem was passed over: certificate is not of our device authority")
+	}, func() string { return "the gateway has not passed a stranger over: " + s.String() })
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
 }
