@@ -167,13 +167,18 @@ func (p *phone) check(ctx context.Context, again chan string) {
 			err = p.readBack(p.admitted(s2))
 		}
 	}
+	if err == nil && p.guard != nil {
+		if err = p.guard.ReadBack(); err != nil {
+			p.report.Guard = err.Error()
+		}
+	}
 	if err == nil || ctx.Err() != nil {
 		return
 	}
 	if lowered := p.lowerRadios(); lowered != nil {
 		p.journal.Event(eventClose, "radios", journal.Failure, "reason", lowered.Error())
 	}
-	p.close("the gate is not what it should be: " + err.Error())
+	p.close("the gate or guard is not what it should be: " + err.Error())
 	p.journal.Event(eventEnd, "radios are down until a restart", journal.Failure, "reason", err.Error())
 }
 
