@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -67,7 +68,8 @@ func (c *console) collect(name string, r io.ReadCloser) {
 			if out[len(out)-1] != '\n' {
 				out = append(out, '\n')
 			}
-			if len(out) < 5 || string(out[:5]) != "time=" {
+			// A journal line and package run's error line name the daemon themselves.
+			if !bytes.HasPrefix(out, []byte("time=")) && !bytes.HasPrefix(out, []byte(name+": ")) {
 				out = append([]byte(name+": "), out...)
 			}
 			// An error is for nobody: this is where errors go.
