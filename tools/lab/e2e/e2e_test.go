@@ -12,6 +12,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -29,6 +30,11 @@ import (
 
 func TestMain(m *testing.M) {
 	netns.Stage() // the board's processes that this program starts are this program
+	flag.Parse()
+	// A world waits more than it computes: three at once even on one core.
+	if err := flag.Set("test.parallel", "3"); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 
