@@ -78,9 +78,10 @@ INLINE void count(enum call call, enum outcome outcome)
 
 /* The registers of a caller: struct pt_regs of either architecture. */
 struct pt_regs___x86 {
-	unsigned long di, orig_ax;
+	unsigned long di, si, orig_ax;
 } CORE;
 struct pt_regs___arm64 {
+	__u64 regs[31];
 	__u64 orig_x0;
 	__s32 syscallno;
 } CORE;
@@ -93,6 +94,17 @@ INLINE __u64 first_argument(void *regs)
 		bpf_probe_read_kernel(&v, sizeof(v), &((struct pt_regs___arm64 *)regs)->orig_x0);
 	else
 		bpf_probe_read_kernel(&v, sizeof(v), &((struct pt_regs___x86 *)regs)->di);
+	return v;
+}
+
+INLINE __u64 second_argument(void *regs)
+{
+	__u64 v = ~0ull;
+
+	if (on_arm64)
+		bpf_probe_read_kernel(&v, sizeof(v), &((struct pt_regs___arm64 *)regs)->regs[1]);
+	else
+		bpf_probe_read_kernel(&v, sizeof(v), &((struct pt_regs___x86 *)regs)->si);
 	return v;
 }
 
@@ -155,14 +167,19 @@ INLINE void kill_caller(struct task_struct *task, enum call call)
 #define AF_NETLINK 16
 #define AF_ALG 38
 
+#define SOCK_TYPE_MASK 15
+#define SOCK_PACKET 10
+
 /* 0 where the family is allowed. The kernel reads it as an int. */
-INLINE int family_refused(struct task_struct *task, int family, enum call *call)
+INLINE int family_refused(struct task_struct *task, int family, int type, enum call *call)
 {
 	*call = CALL_FAMILY;
 	switch (family) {
+	case AF_INET: /* calls_inet answers them with an error */
+		/* Linux 2.0's name of a packet socket: the kernel still makes one. */
+		return (type & SOCK_TYPE_MASK) == SOCK_PACKET;
 	case AF_UNSPEC: /* no family has it: an error */
 	case AF_UNIX:
-	case AF_INET: /* calls_inet answers them with an error */
 	case AF_INET6:
 	case AF_ALG: /* the kernel's ciphers, no way out */
 		return 0;
@@ -185,7 +202,9 @@ int calls_enter(__u64 *ctx)
 	if (foreign(task, id)) {
 		call = CALL_COMPAT;
 	} else if (id == nr_socket || id == nr_socketpair) {
-		if (!family_refused(task, (int)first_argument((void *)ctx[0]), &call))
+		void *regs = (void *)ctx[0];
+
+		if (!family_refused(task, (int)first_argument(regs), (int)second_argument(regs), &call))
 			return 0;
 	} else if (id == nr_bpf) {
 		call = CALL_BPF;

@@ -38,6 +38,8 @@ func callChild(what string) error {
 	switch what {
 	case "raw-inet":
 		return socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)
+	case "packet-by-its-old-name": // AF_INET and SOCK_PACKET: the kernel makes a packet socket of it
+		return socket(unix.AF_INET, unix.SOCK_PACKET|unix.SOCK_CLOEXEC, 0x0300)
 	case "udp4":
 		return socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	case "tcp6":

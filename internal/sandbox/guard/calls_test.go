@@ -75,6 +75,7 @@ type callRow struct{ what, here, elsewhere string }
 
 var callRows = []callRow{
 	{"packet", "killed", "killed"},
+	{"packet-by-its-old-name", "killed", "killed"},
 	{"xdp", "killed", "killed"},
 	{"key", "killed", "killed"},
 	{"vsock", "killed", "killed"},
