@@ -29,8 +29,9 @@ func (e *RefusedError) Error() string { return fmt.Sprintf("cannot %v: egressd: 
 // Client is a connection to egressd; its methods may be called concurrently. After
 // an error that is no [*RefusedError] it is of no more use: dial again.
 type Client struct {
-	mu sync.Mutex
-	c  net.Conn
+	mu  sync.Mutex
+	c   net.Conn
+	bad error // why no question is asked any more
 }
 
 // Dial connects to the socket at path.
@@ -43,7 +44,12 @@ func Dial(path string) (*Client, error) {
 }
 
 // Close ends the connection; the gate stays as it is. To deny all, use [Client.CloseGate].
-func (c *Client) Close() error { return c.c.Close() }
+func (c *Client) Close() error {
+	if err := c.c.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil // a question that failed has closed it
+}
 
 // Table tells egressd the classes of every gateway (init). What is admitted stays
 // admitted only if the table has it unchanged: an empty table closes the gate and
@@ -91,6 +97,20 @@ func (c *Client) exchange(ctx context.Context, r egress.Request) (egress.Status,
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.bad != nil {
+		return egress.Status{}, fmt.Errorf("the connection is not used any more: %w", c.bad)
+	}
+	s, err := c.talk(ctx, b)
+	if err != nil {
+		// An answer that comes late would be taken for that of the next question.
+		c.bad = err
+		_ = c.c.Close()
+	}
+	return s, err
+}
+
+// talk sends one request and reads its answer. Needs mu.
+func (c *Client) talk(ctx context.Context, b []byte) (egress.Status, error) {
 	deadline := time.Now().Add(Timeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d

@@ -98,6 +98,30 @@ func TestAnswersAndRefusals(t *testing.T) {
 	}
 }
 
+// What init is told of a close must be the answer to that close: a question that was
+// given up is answered later, and its answer must not be taken for the next one's.
+func TestALateAnswerIsNobodys(t *testing.T) {
+	late := make(chan struct{})
+	c := daemon(t, func(r egress.Request) []byte {
+		if r.Op == egress.OpStatus {
+			<-late
+		}
+		return reply(t, egress.Status{Admitted: "gateway"})
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := c.Status(ctx); err == nil {
+		t.Fatal("an answer that was never given")
+	}
+	close(late)
+	if s, err := c.Table(t.Context(), egress.DenyAll()); err == nil {
+		t.Errorf("the table was answered with %+v", s)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSilenceAndRubbishEnd(t *testing.T) {
 	silent := daemon(t, func(egress.Request) []byte { return nil })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
