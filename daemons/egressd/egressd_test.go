@@ -52,6 +52,27 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
+// A gate that could not be closed is open for all that egressd knows: the table that
+// init closes the phone with must not be answered as if it had closed it.
+func TestTableIsNoWordOfAGateThatDidNotClose(t *testing.T) {
+	e := newEngine(t.TempDir(), nil)
+	e.admitted = "one"
+	e.gates[1] = &enforce.Gate{} // every change of it fails
+	if err := e.act(sock.Peer{PID: 2, UID: uidTunneld, Cgroup: cgroupTunneld}, egress.Request{Op: egress.OpClose}); err == nil {
+		t.Fatal("a gate that cannot change was closed")
+	}
+	fromInit := sock.Peer{PID: 1, UID: uidInit, Cgroup: cgroupInit}
+	for range 2 {
+		if err := e.act(fromInit, egress.Request{Op: egress.OpTable}); err == nil {
+			t.Error("the table was taken while a gate may be open")
+		}
+	}
+	delete(e.gates, 1)
+	if err := e.act(fromInit, egress.Request{Op: egress.OpTable}); err != nil {
+		t.Error(err)
+	}
+}
+
 // handset is the world of one egressd, as init sees it: the test process is in
 // cgroup /init of a cgroup namespace of its own.
 type handset struct {

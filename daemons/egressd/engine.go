@@ -42,7 +42,7 @@ func allowed(op egress.Op, peer sock.Peer) bool {
 // engine holds what may be admitted, what is, and on which devices.
 //
 // Invariant: every gate's policy is table.For(admitted), or deny-all; admitted is
-// empty after any failure.
+// empty after any failure. Only while unsure a gate may hold an earlier policy.
 type engine struct {
 	pinDir  string
 	journal *journal.Journal
@@ -51,6 +51,7 @@ type engine struct {
 	mu       sync.Mutex
 	table    egress.Policy
 	admitted string
+	unsure   bool // the last deny-all failed: a gate may still admit what it did
 	gates    map[int]*enforce.Gate
 }
 
@@ -102,9 +103,10 @@ func (e *engine) act(peer sock.Peer, r egress.Request) error {
 }
 
 // setTable replaces the table. What is admitted stays only if the new table has it
-// unchanged: an empty table closes the gate and keeps it closed.
+// unchanged: an empty table closes the gate and keeps it closed. Its answer is init's
+// proof of that, so a close that failed before is done now or said to fail again.
 func (e *engine) setTable(table egress.Policy) error {
-	if e.admitted != "" && !table.For(e.admitted).Equal(e.table.For(e.admitted)) {
+	if e.unsure || e.admitted != "" && !table.For(e.admitted).Equal(e.table.For(e.admitted)) {
 		if err := e.deny("the table changed"); err != nil {
 			return err
 		}
@@ -162,6 +164,7 @@ func (e *engine) deny(reason string) error {
 	was := e.admitted
 	e.admitted = ""
 	err := e.swap(egress.DenyAll())
+	e.unsure = err != nil
 	outcome, text := journal.Success, ""
 	if err != nil {
 		outcome, text = journal.Failure, err.Error()
