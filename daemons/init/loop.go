@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"rempart/internal/journal"
 	"rempart/internal/run"
 	"rempart/vpn/egress"
+	"rempart/vpn/enforce"
 )
 
 // rereadEvery is how often the gate is compared with what it should be, beside every change.
@@ -97,7 +99,11 @@ func (p *phone) restart(ctx context.Context, name string, again chan string) {
 func (p *phone) close(reason string) {
 	p.report.Closed, p.report.Reason = true, reason
 	p.journal.Event(eventClose, reason, journal.Success)
-	if p.gate == nil || p.severed {
+	if p.gate == nil {
+		return
+	}
+	if p.severed {
+		p.holdFloor()
 		return
 	}
 	if d := p.sup.daemon("egressd"); p.sup.running(d) {
@@ -119,8 +125,33 @@ func (p *phone) close(reason string) {
 	}
 }
 
+// holdFloor reads back the floor of a severed phone: nothing else holds it. Without it the radios go down.
+func (p *phone) holdFloor() {
+	var all error
+	for _, d := range p.report.Devices {
+		all = errors.Join(all, p.blackDo(func() error { return enforce.FloorInForce(d.Index) }))
+	}
+	if all != nil {
+		p.lose("the floor is not what it should be: " + all.Error())
+	}
+}
+
+// lose takes the radios down until a restart.
+func (p *phone) lose(why string) {
+	if err := p.lowerRadios(); err != nil {
+		p.journal.Event(eventClose, "radios", journal.Failure, "reason", err.Error())
+	}
+	p.lost = why
+	p.report.Closed, p.report.Reason = true, why
+	p.journal.Event(eventEnd, "radios are down until a restart", journal.Failure, "reason", why)
+}
+
 // release lets tunneld ask for its gateway again, once every daemon runs and the closed gate was read back.
 func (p *phone) release(ctx context.Context, again chan string) {
+	if p.lost != "" {
+		p.report.Reason = p.lost
+		return
+	}
 	err := func() error {
 		ask, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
@@ -148,6 +179,7 @@ func (p *phone) release(ctx context.Context, again chan string) {
 // or it hangs, and close ends it.
 func (p *phone) check(ctx context.Context, again chan string) {
 	if p.severed {
+		p.holdFloor()
 		return
 	}
 	ask, cancel := context.WithTimeout(ctx, askTimeout)
@@ -175,11 +207,9 @@ func (p *phone) check(ctx context.Context, again chan string) {
 	if err == nil || ctx.Err() != nil {
 		return
 	}
-	if lowered := p.lowerRadios(); lowered != nil {
-		p.journal.Event(eventClose, "radios", journal.Failure, "reason", lowered.Error())
-	}
-	p.close("the gate or guard is not what it should be: " + err.Error())
-	p.journal.Event(eventEnd, "radios are down until a restart", journal.Failure, "reason", err.Error())
+	why := "the gate or guard is not what it should be: " + err.Error()
+	p.lose(why)
+	p.close(why)
 }
 
 // admitted is what must be in force while egressd says s: nothing while the phone is closed.

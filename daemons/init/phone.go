@@ -56,7 +56,8 @@ type phone struct {
 	policy  *manifest.Policy
 	table   egress.Policy
 	gate    *ask.Client
-	severed bool // the gate links are off and the floor alone holds
+	severed bool   // the gate links are off and the floor alone holds
+	lost    string // why the radios are down until a restart: nothing releases the phone any more
 	tun     *os.File
 
 	sup *supervisor
