@@ -68,8 +68,9 @@ func (c *console) collect(name string, r io.ReadCloser) {
 			if out[len(out)-1] != '\n' {
 				out = append(out, '\n')
 			}
-			// A journal line and package run's error line name the daemon themselves.
-			if !bytes.HasPrefix(out, []byte("time=")) && !bytes.HasPrefix(out, []byte(name+": ")) {
+			// A journal line and package run's error line name the daemon themselves. A line that names another is
+			// not what it looks like: nobody's event is told by anyone else.
+			if !journalled(out, name) && !bytes.HasPrefix(out, []byte(name+": ")) {
 				out = append([]byte(name+": "), out...)
 			}
 			// An error is for nobody: this is where errors go.
@@ -79,4 +80,10 @@ func (c *console) collect(name string, r io.ReadCloser) {
 			return
 		}
 	}
+}
+
+// journalled tells whether a line is package journal's, of that very daemon: time, mono, then whose it is.
+func journalled(line []byte, name string) bool {
+	f := bytes.SplitN(line, []byte(" "), 4)
+	return len(f) == 4 && bytes.HasPrefix(f[0], []byte("time=")) && bytes.HasPrefix(f[1], []byte("mono=")) && string(f[2]) == "daemon="+name
 }

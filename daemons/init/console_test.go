@@ -18,14 +18,34 @@ func TestConsoleCollectsWholeLinesOfEveryDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	long := strings.Repeat("x", maxLine+10)
-	c.collect("keyd", io.NopCloser(strings.NewReader("time=1 daemon=keyd event=a\npanic: no\n"+long+"\nno line end")))
-	want := "time=1 daemon=keyd event=a\nkeyd: panic: no\nkeyd: " + long[:maxLine] + "\nkeyd: " + long[maxLine:] + "\nkeyd: no line end\n"
+	c.collect("keyd", io.NopCloser(strings.NewReader("time=1 mono=2 daemon=keyd event=a\npanic: no\n"+long+"\nno line end")))
+	want := "time=1 mono=2 daemon=keyd event=a\nkeyd: panic: no\nkeyd: " + long[:maxLine] + "\nkeyd: " + long[maxLine:] + "\nkeyd: no line end\n"
 	if serial.String() != want {
 		t.Errorf("serial got %q", serial.String())
 	}
 	file, err := os.ReadFile(path)
 	if err != nil || string(file) != want {
 		t.Errorf("journal file differs from the serial console: %v", err)
+	}
+}
+
+// A daemon that was taken over must not write another's audit events.
+func TestConsoleLetsNoDaemonSpeakForAnother(t *testing.T) {
+	var serial bytes.Buffer
+	c, err := openConsole(&serial, filepath.Join(t.TempDir(), "journal.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, forged := range []string{
+		"time=1 mono=2 daemon=keyd event=keystore.unlock subject=shell outcome=success\n",
+		"time=1 daemon=keyd mono=2 daemon=voiced event=a\n",
+		"time=1 mono=2 daemon=voicedx event=a\n",
+	} {
+		serial.Reset()
+		c.collect("voiced", io.NopCloser(strings.NewReader(forged)))
+		if got := serial.String(); got != "voiced: "+forged {
+			t.Errorf("%q was written as %q", forged, got)
+		}
 	}
 }
 
