@@ -128,8 +128,13 @@ func (p *phone) close(reason string) {
 // holdFloor reads back the floor of a severed phone: nothing else holds it. Without it the radios go down.
 func (p *phone) holdFloor() {
 	var all error
-	for _, d := range p.report.Devices {
-		all = errors.Join(all, p.blackDo(func() error { return enforce.FloorInForce(d.Index) }))
+	for i := range p.report.Devices {
+		d := &p.report.Devices[i]
+		err := p.blackDo(func() error { return enforce.FloorInForce(d.Index) })
+		if d.Floor = err == nil; err != nil {
+			d.InForce, d.Gate = false, err.Error()
+		}
+		all = errors.Join(all, err)
 	}
 	if all != nil {
 		p.lose("the floor is not what it should be: " + all.Error())
@@ -141,8 +146,11 @@ func (p *phone) lose(why string) {
 	if err := p.lowerRadios(); err != nil {
 		p.journal.Event(eventClose, "radios", journal.Failure, "reason", err.Error())
 	}
-	p.lost = why
 	p.report.Closed, p.report.Reason = true, why
+	if p.lost == why {
+		return // said before
+	}
+	p.lost = why
 	p.journal.Event(eventEnd, "radios are down until a restart", journal.Failure, "reason", why)
 }
 

@@ -125,6 +125,9 @@ func TestSeveredWithoutAFloorTakesTheRadiosDown(t *testing.T) {
 			t.Fatal(err)
 		}
 		act(p)
+		if d := p.report.Devices[0]; d.Floor || d.InForce {
+			t.Errorf("%s: the report says %+v", name, d)
+		}
 		if p.radioUp(t) || p.lost == "" {
 			t.Errorf("%s: the radio is up with neither gate nor floor", name)
 		}
