@@ -33,7 +33,6 @@ const (
 	Gate    Layer = "gate"    // the eBPF gate on the radio
 	Floor   Layer = "floor"   // the drop-all classifier under the gate
 	Guard   Layer = "guard"   // no AF_PACKET, AF_XDP and raw sockets in the handset's cgroup
-	Routes  Layer = "routes"  // black has routes to the gateways only
 	Newborn Layer = "newborn" // a device born in init's namespace is floored and kept down
 )
 

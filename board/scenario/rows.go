@@ -136,7 +136,7 @@ func stops(from Where, k attack.Kind) []Layer {
 	if from == Red {
 		l = []Layer{Jail}
 	} else {
-		l = []Layer{Gate, Floor, Routes}
+		l = []Layer{Gate, Floor}
 	}
 	if slices.Contains(crafted, k) {
 		l = append(l, Guard)

@@ -7,6 +7,7 @@
 //	rempart-lab exec [--world NAME] HANDSET[/red|/black] [--app NAME] -- CMD…
 //	rempart-lab phone [--world NAME] HANDSET COMMAND…
 //	rempart-lab capture [--world NAME] internet -o FILE [--seconds N]
+//	rempart-lab leaktest [--world NAME] [--pin PIN] [--rows TEXT] [--json] [HANDSET]
 //	rempart-lab call [--world NAME] A B [--send WAV] [--send-back WAV] [--receive WAV] [--seconds N] [--json]
 //	rempart-lab demo [--out DIR] [--handsets N] [--bin DIR] [--world NAME] [--keep]
 //	rempart-lab help

@@ -98,7 +98,7 @@ func TestEachFactCounts(t *testing.T) {
 		"wwan0: altered":   func(f *facts) { f.status.Boot.Devices[0].InForce, f.status.Boot.Devices[0].Gate = false, "altered" },
 		`the tunnel is "d`: func(f *facts) { f.status.Tunnel.State = "down" },
 		`"gate" failed`:    func(f *facts) { f.status.Boot.Steps[1].Error = "no" },
-		"LSM guard":        func(f *facts) { f.findings = append(f.findings, report.Finding{Promise: "LSM guard", Why: "gone"}) },
+		"guard":            func(f *facts) { f.findings = append(f.findings, report.Finding{Promise: "guard", Why: "gone"}) },
 	} {
 		f := healthy(t)
 		spoil(&f)
