@@ -32,7 +32,7 @@ check:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(GO) test ./internal/... ./boot/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/... \
-	  $$($(GO) list ./tools/... | grep -v /tools/lab)
+	  $$($(GO) list ./tools/... | grep -v -e /tools/lab -e /tools/bench)
 
 # What can race is run under the race detector, which needs a C compiler. Left out is what has no goroutine of its own and
 # spends its time in the kernel or in `go list`: there the detector costs minutes and can find nothing.
@@ -42,7 +42,7 @@ race:
 
 # The netns board and all that is tried on it, one package after another: they measure time.
 scenarios: build
-	REMPART_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 15m ./board/... ./tools/lab/...
+	REMPART_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 15m ./tools/bench ./board/... ./tools/lab/...
 
 # Everything. The scenarios come last, so that the run ends with the test runner's own lines.
 test:

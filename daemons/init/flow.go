@@ -25,7 +25,7 @@ func (p *phone) flow() []step {
 		{"guard", p.installGuard},     // nobody but the supervisors opens packet sockets or gets a packet out of a new device
 		{"floor", p.layFloor},         // radios to black, down; a drop-all classifier on each, both directions
 		{"gate", p.raiseGate},         // egressd measured and started; deny-all attached, pinned; read back here
-		{"policy", p.readPolicy},      // signature, floor; measured; its classes handed to egressd, none admitted
+		{"policy", p.readPolicy},      // signature, floor; measured; egressd learns its classes only when every daemon runs
 		{"measure", p.measureRest},    // every later program, before any of them runs
 		{"keystore", p.handOver},      // keyd gets the TPM, init keeps nothing
 		{"radios", p.raiseRadios},     // addresses and up, behind the closed gate
@@ -45,13 +45,23 @@ func (p *phone) boot(ctx context.Context) error {
 			p.report.Closed, p.report.Reason = true, fmt.Sprintf("boot stopped at %s: %v", s.name, err)
 			p.journal.Event(eventStep, s.name, journal.Failure, "reason", err.Error())
 			p.publish()
-			return run.Hint(fmt.Errorf("cannot boot past step %q: %w", s.name, err), "no link was brought up; %s", hintFor(err))
+			return run.Hint(fmt.Errorf("cannot boot past step %q: %w", s.name, err), "%s; %s", p.links(), hintFor(err))
 		}
 		p.journal.Event(eventStep, s.name, journal.Success, "detail", detail)
 	}
 	p.report.ReadyNS = mono()
 	p.publish()
 	return nil
+}
+
+// links says in words what a stopped boot leaves: shutdown takes down whatever is up.
+func (p *phone) links() string {
+	for _, d := range p.report.Devices {
+		if d.Up {
+			return "every link is taken down again"
+		}
+	}
+	return "no link was brought up"
 }
 
 // hintFor tells what a person can do about a stopped boot.

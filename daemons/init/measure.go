@@ -69,9 +69,9 @@ func (p *phone) note(s stage.Stage, digest [32]byte) {
 	p.journal.Event(eventMeasure, s.Name, journal.Success, "pcr", fmt.Sprint(s.PCR), "sha256", text)
 }
 
-// readPolicy verifies the signed policy, refuses one below the TPM's floor, extends the bytes that were verified, and hands
-// egressd the classes that may be admitted later.
-func (p *phone) readPolicy(ctx context.Context) (string, error) {
+// readPolicy verifies the signed policy, refuses one below the TPM's floor, extends the bytes that were verified, and compiles
+// the classes that release hands to egressd once every daemon runs.
+func (p *phone) readPolicy(context.Context) (string, error) {
 	policy, bundle, err := load.Policy(confDir)
 	if err != nil {
 		return "", run.Hint(err, "put a bundle signed by the key in %s/policy.pub there (rempart-policy sign)", confDir)
@@ -100,9 +100,6 @@ func (p *phone) readPolicy(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if p.table, err = plan.Compile(policy, id); err != nil {
-		return "", err
-	}
-	if _, err := p.gate.Table(ctx, p.table); err != nil {
 		return "", err
 	}
 	for _, a := range policy.Apps {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -59,6 +60,7 @@ type phone struct {
 	severed bool   // the gate links are off and the floor alone holds
 	lost    string // why the radios are down until a restart: nothing releases the phone any more
 	tun     *os.File
+	inner   []netip.Prefix // granted to wg0 in this boot
 
 	sup *supervisor
 }

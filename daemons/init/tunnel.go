@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"rempart/boot/manifest"
@@ -128,6 +129,10 @@ func (p *phone) grant(w wished) error {
 }
 
 func (p *phone) setInner(prefixes []netip.Prefix) error {
+	// A device has one certificate in a boot, and with it one set of addresses: a second one is a tunneld gone wrong.
+	if p.inner != nil && !slices.Equal(p.inner, prefixes) {
+		return fmt.Errorf("cannot address %s: it has %v in this boot", tunnelDevice, p.inner)
+	}
 	network, ok := p.policy.Network(tunnelDevice)
 	if !ok {
 		return fmt.Errorf("cannot address %s: the policy has no such network", tunnelDevice)
@@ -141,6 +146,7 @@ func (p *phone) setInner(prefixes []netip.Prefix) error {
 			return fmt.Errorf("cannot address %s: %s is not in the policy's network", tunnelDevice, w.Addr())
 		}
 	}
+	p.inner = slices.Clone(prefixes)
 	return p.red.Do(func() error {
 		for _, w := range prefixes {
 			if err := link.AddAddr(tunnelDevice, netip.PrefixFrom(w.Addr(), w.Addr().BitLen())); err != nil && !errors.Is(err, os.ErrExist) {

@@ -233,6 +233,12 @@ func TestHelpNamesEveryCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range commands() {
+		if c.hidden {
+			if strings.Contains(out, "\n  "+c.name+" ") {
+				t.Errorf("help shows hidden %s", c.name)
+			}
+			continue
+		}
 		if !strings.Contains(out, c.name+" "+c.usage) || c.what == "" {
 			t.Errorf("help lacks %s:\n%s", c.name, out)
 		}
