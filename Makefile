@@ -26,28 +26,35 @@ demo:
 	@$(MAKE) -s build
 	@bin/rempart-lab demo
 
-# The quick half: no board, no race detector.
-check:
+# Packages in three lots: tried on the board (they need the built programs and quiet), raced (they have goroutines), the rest.
+# Left out of the race is what spends its time in the kernel or in `go list`: there the detector costs minutes.
+BOARD  := ./tools/bench ./board/... ./tools/lab/...
+PLAIN  := $(addprefix ./internal/,archtest bpf proof sandbox/guard) ./boot/... ./vpn/enforce ./tools/policy/... ./tools/report/... ./tools/sound/...
+RACED  := ./internal/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/...
+raced   = $$($(GO) list $(RACED) | grep -v -e internal/archtest -e internal/bpf -e internal/proof -e internal/sandbox/guard -e vpn/enforce)
+
+.PHONY: lint
+lint:
 	@tools/setup/install.sh test
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	$(GO) test ./internal/... ./boot/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/... \
-	  $$($(GO) list ./tools/... | grep -v -e /tools/lab -e /tools/bench)
 
-# What can race is run under the race detector, which needs a C compiler. Left out is what has no goroutine of its own and
-# spends its time in the kernel or in `go list`: there the detector costs minutes and can find nothing.
+# The quick half: no board, no race detector.
+check: lint
+	$(GO) test $(PLAIN) $(RACED)
+
+# The race detector needs a C compiler.
 race:
-	CGO_ENABLED=1 $(GO) test -race $$($(GO) list ./internal/... ./keystore/... ./vpn/... ./voice/... ./gateway/... ./daemons/... \
-	  | grep -v -e internal/archtest -e internal/bpf -e internal/proof -e internal/sandbox/guard -e vpn/enforce)
+	CGO_ENABLED=1 $(GO) test -race $(raced)
 
 # The netns board and all that is tried on it, one package after another: they measure time.
 scenarios: build
-	REMPART_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 15m ./tools/bench ./board/... ./tools/lab/...
+	REMPART_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 15m $(BOARD)
 
-# Everything. The scenarios come last, so that the run ends with the test runner's own lines.
-test:
-	@tools/setup/install.sh test
-	@$(MAKE) -s check race
+# Everything, each test once. The scenarios come last, so that the run ends with the test runner's own lines.
+test: lint
+	$(GO) test $(PLAIN)
+	@$(MAKE) -s race
 	@$(MAKE) -s scenarios
 
 bench:
