@@ -12,8 +12,10 @@ BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 
 all: build
 
+# Debian packages, and the Go tools that go.mod pins, built into the build cache.
 setup:
 	@tools/setup/install.sh test
+	@for t in staticcheck bpf2go; do $(GO) tool -n $$t >/dev/null; done
 
 build:
 	@mkdir -p bin

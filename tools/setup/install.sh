@@ -29,13 +29,13 @@ for pair in $list; do
 	*) command -v "$probe" >/dev/null || missing="$missing $package" ;;
 	esac
 done
+missing=$(echo $missing | tr ' ' '\n' | sort -u | tr '\n' ' ' | sed 's/ $//')
 if ! command -v go >/dev/null; then
-	echo "setup: cannot go on without Go" >&2
+	echo "setup: cannot go on without Go${missing:+; also missing: $missing}" >&2
 	echo "hint: install Go $(sed -n 's/^go //p' "$(dirname "$0")/../../go.mod") or newer and put it on the PATH" >&2
 	exit 1
 fi
 [ -n "$missing" ] || exit 0
-missing=$(echo "$missing" | xargs -n1 | sort -u | xargs)
 if [ ! -e /etc/debian_version ] || ! command -v apt-get >/dev/null; then
 	echo "setup: cannot install on a system that is not Debian; missing: $missing" >&2
 	echo "hint: install what these Debian packages hold, then run this again" >&2

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"rempart/internal/proof"
 )
 
 // chunk is one RIFF chunk, padded.
@@ -107,7 +109,7 @@ func TestReadsRecordedSpeech(t *testing.T) {
 	// alsa-utils' recordings are the demo's speech; they are on a machine where that package is installed.
 	const path = "/usr/share/sounds/alsa/Front_Center.wav"
 	if _, err := os.Stat(path); err != nil {
-		t.Skip("alsa-utils' recordings are not installed")
+		proof.Missing(t, "alsa-utils' recordings (run make setup)")
 	}
 	m, err := OpenMicrophone(path, nil, nil)
 	if err != nil {
