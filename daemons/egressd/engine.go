@@ -51,7 +51,8 @@ type engine struct {
 	mu       sync.Mutex
 	table    egress.Policy
 	admitted string
-	unsure   bool // the last deny-all failed: a gate may still admit what it did
+	unsure   bool   // the last deny-all failed: a gate may still admit what it did
+	changes  uint64 // replacements of the policy in force, tried or done
 	gates    map[int]*enforce.Gate
 }
 
@@ -176,6 +177,7 @@ func (e *engine) deny(reason string) error {
 }
 
 func (e *engine) swap(p egress.Policy) error {
+	e.changes++
 	var errs []error
 	for _, ifindex := range e.devices() {
 		err := e.gates[ifindex].Swap(p)
@@ -196,7 +198,7 @@ func (e *engine) swap(p egress.Policy) error {
 func (e *engine) devices() []int { return slices.Sorted(maps.Keys(e.gates)) }
 
 func (e *engine) status(err error) egress.Status {
-	s := egress.Status{Admitted: e.admitted, Digest: e.table.For(e.admitted).Digest()}
+	s := egress.Status{Admitted: e.admitted, Digest: e.table.For(e.admitted).Digest(), Changes: e.changes}
 	if e.admitted == "" {
 		s.Digest = egress.DenyAll().Digest()
 	}

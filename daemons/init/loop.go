@@ -192,20 +192,13 @@ func (p *phone) check(ctx context.Context, again chan string) {
 	}
 	ask, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	s, err := p.gate.Status(ask)
-	if err != nil {
+	err, silent := agreed(func() (egress.Status, error) { return p.gate.Status(ask) }, func(s egress.Status) error { return p.readBack(p.admitted(s)) })
+	if silent != nil {
 		if ctx.Err() == nil {
-			p.close("egressd does not answer: " + err.Error())
+			p.close("egressd does not answer: " + silent.Error())
 			p.later(releasePause, "", again)
 		}
 		return
-	}
-	err = p.readBack(p.admitted(s))
-	if err != nil {
-		// A swap between the question and the reading is not a difference: ask once more.
-		if s2, err2 := p.gate.Status(ask); err2 == nil && s2.Digest != s.Digest {
-			err = p.readBack(p.admitted(s2))
-		}
 	}
 	if err == nil && p.guard != nil {
 		if err = p.guard.ReadBack(); err != nil {
@@ -218,6 +211,29 @@ func (p *phone) check(ctx context.Context, again chan string) {
 	why := "the gate or guard is not what it should be: " + err.Error()
 	p.lose(why)
 	p.close(why)
+}
+
+// rereadTries bounds how often a policy that changes while it is read is read again. One that never holds still for as long
+// as a reading takes cannot be vouched for.
+const rereadTries = 20
+
+// agreed reads what is in force and compares it with what egressd says. A swap between the answer and the reading is not a
+// difference: then egressd's count of changes has moved on, and all is done again. silent is an egressd that does not answer.
+func agreed(status func() (egress.Status, error), read func(egress.Status) error) (difference, silent error) {
+	s, err := status()
+	for range rereadTries {
+		if err != nil {
+			return nil, err
+		}
+		if difference = read(s); difference == nil {
+			return nil, nil
+		}
+		was := s.Changes
+		if s, err = status(); err == nil && s.Changes == was {
+			return difference, nil
+		}
+	}
+	return difference, nil
 }
 
 // admitted is what must be in force while egressd says s: nothing while the phone is closed.

@@ -221,7 +221,7 @@ func TestRequests(t *testing.T) {
 }
 
 func status() Status {
-	s := Status{Admitted: "gateway", Digest: sample().Digest()}
+	s := Status{Admitted: "gateway", Digest: sample().Digest(), Changes: 1<<63 + 7}
 	for i := range MaxDevices {
 		d := Device{Ifindex: i + 1, Hook: HookTCX}
 		d.Counters[Ingress][Cgroup] = 1<<63 + uint64(i)

@@ -14,8 +14,8 @@ import (
 //	request  op (1), then: table: the byte form of a policy · attach: ifindex (4) ·
 //	         admit: name · close, status: nothing
 //	reply    ok (1: 0 or 1) · error text · admitted gateway · digest of the policy in
-//	         force (32) · number of devices (1) · per device: ifindex (4), hook (1),
-//	         2 × Reasons counters (8)
+//	         force (32) · changes (8) · number of devices (1) · per device: ifindex (4),
+//	         hook (1), 2 × Reasons counters (8)
 //
 // A name or text is a length byte and that many bytes.
 const (
@@ -26,7 +26,7 @@ const (
 	// MaxText is the longest error text in bytes.
 	MaxText = 255
 	// MaxReply is the longest reply in bytes.
-	MaxReply  = 1 + 1 + MaxText + 1 + MaxName + 32 + 1 + MaxDevices*deviceLen
+	MaxReply  = 1 + 1 + MaxText + 1 + MaxName + 32 + 8 + 1 + MaxDevices*deviceLen
 	deviceLen = 4 + 1 + 2*int(Reasons)*8
 )
 
@@ -177,6 +177,10 @@ type Status struct {
 	Admitted string
 	// Digest is the digest of the policy in force, [Policy.Digest].
 	Digest [32]byte
+	// Changes counts the replacements of the policy in force since egressd
+	// started: who reads the kernel between two answers with the same count has
+	// read one policy, not the end of one and the beginning of the next.
+	Changes uint64
 	// Devices are the devices that carry the gate, in ascending order.
 	Devices []Device
 }
@@ -200,6 +204,7 @@ func MarshalStatus(s Status) ([]byte, error) {
 	b = appendText(b, text)
 	b = appendText(b, s.Admitted)
 	b = append(b, s.Digest[:]...)
+	b = binary.BigEndian.AppendUint64(b, s.Changes)
 	b = append(b, byte(len(s.Devices)))
 	for _, dev := range s.Devices {
 		b = binary.BigEndian.AppendUint32(b, uint32(dev.Ifindex))
@@ -236,6 +241,7 @@ func parseStatus(b []byte) (Status, error) {
 		d.fail(fmt.Errorf("gateway name %q", s.Admitted))
 	}
 	s.Digest = [32]byte(d.take(32))
+	s.Changes = d.u64()
 	n := int(d.u8())
 	if n > MaxDevices {
 		return s, d.fail(fmt.Errorf("%d devices, the limit is %d", n, MaxDevices))
