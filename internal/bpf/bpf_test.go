@@ -13,7 +13,7 @@ import (
 
 // objects are the generated files: a missing one must not make the test pass.
 var objects = []string{"floor_bpfel.go", "floor_bpfel.o", "gate_bpfel.go", "gate_bpfel.o", "guard_bpfel.go", "guard_bpfel.o",
-	"calls_bpfel.go", "calls_bpfel.o"}
+	"calls_bpfel.go", "calls_bpfel.o", "level_bpfel.go", "level_bpfel.o"}
 
 // TestGenerated makes the objects and their Go again and compares them with the
 // committed ones, byte by byte.
@@ -32,7 +32,7 @@ func TestGenerated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	for _, f := range []string{"gen.go", "c/rempart.h", "c/floor.c", "c/gate.c", "c/guard.c", "c/calls.c", "c/handset.h"} {
+	for _, f := range []string{"gen.go", "c/rempart.h", "c/floor.c", "c/gate.c", "c/guard.c", "c/calls.c", "c/handset.h", "c/drops.h", "c/level.c"} {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
@@ -95,6 +95,15 @@ func TestSpecs(t *testing.T) {
 	}
 	if len(gate.Maps) != 2 || len(gate.Programs) != 2 {
 		t.Errorf("%d maps and %d programs: the tag covers no further ones", len(gate.Maps), len(gate.Programs))
+	}
+	level, err := LoadLevel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, size := range map[string]uint32{"drop_record": 1024, "drop_head": 1, "drop_state": 128} {
+		if m := level.Maps[name]; m == nil || m.MaxEntries != size {
+			t.Errorf("%s %+v, want %d entries", name, m, size)
+		}
 	}
 	guard, err := LoadGuard()
 	if err != nil {

@@ -1,7 +1,11 @@
 package enforce
 
 import (
+	"testing"
+	"time"
+
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func rxPackets(dev string) (uint64, error) {
@@ -10,4 +14,14 @@ func rxPackets(dev string) (uint64, error) {
 		return 0, err
 	}
 	return l.Attrs().Statistics.RxPackets, nil
+}
+
+// monotonic is the clock of the drop record.
+func monotonic(t *testing.T) time.Duration {
+	t.Helper()
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(now.Nano())
 }

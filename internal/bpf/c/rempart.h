@@ -57,6 +57,9 @@ struct __sk_buff {
 	__u32 vlan_present;
 	__u32 vlan_tci;
 	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex; /* of the device that it is on */
 };
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
@@ -68,5 +71,6 @@ static long (*const bpf_probe_read_kernel)(void *dst, __u32 size, const void *fr
 static __u64 (*const bpf_get_netns_cookie)(void *context) = (void *)122;
 static void *(*const bpf_task_storage_get)(void *map, void *task, void *value, __u64 flags) = (void *)156;
 static void *(*const bpf_get_current_task_btf)(void) = (void *)158;
+static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 
 #endif
