@@ -35,8 +35,9 @@ func ParseWhere(s string) (Where, error) {
 }
 
 // Command returns a command of the desk that will run in a machine's network
-// namespace and control group, with the desk's file system. It starts as root
-// with every capability; the board adds and removes no restriction. It is not
+// namespace and control group, with the desk's file system. As an app it has an
+// app's uid and sandbox (sandbox.BecomeApp); else it starts as root with every
+// capability, and the board adds and removes no restriction. It is not
 // in the machine's PID namespace, so it outlives init by the moment that the
 // keeper needs to kill the whole control group.
 //
@@ -73,10 +74,11 @@ func (w *World) Command(ctx context.Context, where Where, args ...string) (*exec
 		if err != nil {
 			return nil, err
 		}
-		if i := sort.SearchStrings(apps, where.App); i == len(apps) || apps[i] != where.App {
+		i := sort.SearchStrings(apps, where.App)
+		if i == len(apps) || apps[i] != where.App {
 			return nil, run.Hint(fmt.Errorf("cannot run as app %q: %s has no such app", where.App, m.Name), "it has: %s", strings.Join(apps, ", "))
 		}
-		spec.Group = "apps/" + where.App
+		spec.Group, spec.UID = "apps/"+where.App, uidApps+uint32(i)
 	}
 	return w.entering(ctx, stageEnter, spec, args)
 }

@@ -15,16 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rempart/internal/run"
+	"rempart/internal/sandbox"
 )
 
-// uidUser is the person who holds the phone.
-const uidUser = 1000
+// uidUser is the person who holds the phone; uidApps is the first app's, in the order of their names.
+const (
+	uidUser = 1000
+	uidApps = 2000
+)
 
 // enterSpec says where a process goes.
 type enterSpec struct {
 	PID   int    // the machine's init
 	Netns string // path of a network namespace
 	Group string // control group relative to the root of the machine's, "desk" or "apps/NAME"
+	UID   uint32 // of an app; 0 for a command of the desk, which stays root
 }
 
 // openAll opens namespace files and returns their descriptors.
@@ -53,7 +58,7 @@ func joinGroup(pid int, group string) error {
 // enterMain puts this process into a machine's network, UTS and IPC
 // namespaces and control group and becomes the command. The command sees the
 // desk's file system, with a /sys that shows the network it is in, and the
-// desk's processes. No right is added or taken.
+// desk's processes. No right is added, and none taken but from an app.
 func enterMain(text string, command []string) error {
 	runtime.LockOSThread() // exec keeps the namespaces of the calling thread
 	var spec enterSpec
@@ -80,6 +85,11 @@ func enterMain(text string, command []string) error {
 	// Last: from here on the machine's rules for its own processes hold.
 	if err := joinGroup(spec.PID, spec.Group); err != nil {
 		return err
+	}
+	if spec.UID != 0 {
+		if err := sandbox.BecomeApp(spec.UID); err != nil {
+			return err
+		}
 	}
 	return fmt.Errorf("cannot run %s: %w", program, unix.Exec(program, command, os.Environ()))
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +46,12 @@ func TestCommandsOfTheDeskInAMachine(t *testing.T) {
 	}
 	if got := output(t, w, Where{Machine: "a", Colour: "red", App: "notes"}, "grep", "0::", "/proc/self/cgroup"); !strings.HasSuffix(got, "/a/hs/apps/notes") {
 		t.Errorf("as an app: %q", got)
+	}
+	app := output(t, w, Where{Machine: "a", Colour: "red", App: "notes"}, "cat", "/proc/self/status")
+	for field, want := range map[string]string{"Uid:": "2001", "CapEff:": "0000000000000000", "CapBnd:": "0000000000000000", "NoNewPrivs:": "1", "Seccomp:": "2"} {
+		if got := strings.Fields(line(app, field)); !slices.Contains(got, want) {
+			t.Errorf("an app has %s %q, want %s", field, got, want)
+		}
 	}
 	// The desk's file system, the desk's rights.
 	self, err := os.ReadFile("/proc/self/status")

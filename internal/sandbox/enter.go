@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,6 +21,7 @@ type Profile struct {
 	Netlink      bool   // may open AF_NETLINK sockets (reading routes)
 	BPF          bool   // may call bpf(2)
 	NoIP         bool   // may not even open IP sockets
+	Setns        bool   // may enter network namespaces whose descriptors it holds
 }
 
 // Enter checks the process against p and gives up the rest: no_new_privs, then seccomp on every thread. It must be called
@@ -100,7 +102,7 @@ const newNamespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET 
 const calls = `read write close fstat stat lstat newfstatat statx lseek mmap mprotect munmap mremap brk madvise mincore mlock mlockall munlock munlockall
  rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack restart_syscall ioctl pread64 pwrite64 readv writev
  pipe2 dup dup3 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday getpid getppid gettid getuid geteuid getgid getegid getgroups
- connect accept4 sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown bind listen getsockname getpeername socketpair setsockopt getsockopt
+ connect accept4 sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown bind listen getsockname getpeername socketpair getsockopt
  exit exit_group kill tgkill uname fcntl flock fsync fdatasync ftruncate fallocate getdents64 getcwd
  mkdirat rename renameat renameat2 unlink unlinkat mkdir readlink readlinkat fchmod fchmodat umask utimensat access faccessat faccessat2
  getrlimit setrlimit prlimit64 sysinfo prctl arch_prctl futex sched_yield sched_getaffinity set_tid_address set_robust_list rseq membarrier
@@ -121,23 +123,37 @@ func filter(p Profile) (seccomp.Policy, error) {
 	if p.BPF {
 		names = append(names, "bpf")
 	}
-	families := []uint64{unix.AF_UNIX}
+	families, levels := []uint64{unix.AF_UNIX}, slices.Clone(optionLevels)
 	if !p.NoIP {
 		families = append(families, unix.AF_INET, unix.AF_INET6)
 	}
 	if p.Netlink {
-		families = append(families, unix.AF_NETLINK)
+		families, levels = append(families, unix.AF_NETLINK), append(levels, unix.SOL_NETLINK)
 	}
-	conditions := []seccomp.NameWithConditions{{Name: "clone", Conditions: seccomp.ArgumentConditions{
+	conditions := append(allowed("socket", 0, families), allowed("setsockopt", 1, levels)...)
+	conditions = append(conditions, seccomp.NameWithConditions{Name: "clone", Conditions: seccomp.ArgumentConditions{
 		{Argument: 0, Operation: seccomp.BitsNotSet, Value: newNamespaces},
-	}}}
-	for _, f := range families {
-		conditions = append(conditions, seccomp.NameWithConditions{Name: "socket", Conditions: seccomp.ArgumentConditions{
-			{Argument: 0, Operation: seccomp.Equal, Value: f},
-		}})
+	}})
+	if p.Setns {
+		conditions = append(conditions, allowed("setns", 1, []uint64{unix.CLONE_NEWNET})...)
 	}
 	// The default refuses, also for calls through another architecture's table (i386, x32).
 	return seccomp.Policy{DefaultAction: seccomp.ActionErrno, Syscalls: []seccomp.SyscallGroup{
 		{Action: seccomp.ActionAllow, Names: names, NamesWithCondtions: conditions},
 	}}, nil
+}
+
+// optionLevels are the socket options that anyone may set. It is a list of what is allowed: with PACKET_QDISC_BYPASS or a ring,
+// a packet socket that somebody passed over would pass the gate by, and setting them takes no capability.
+var optionLevels = []uint64{unix.SOL_SOCKET, unix.IPPROTO_IP, unix.IPPROTO_IPV6, unix.IPPROTO_TCP, unix.IPPROTO_UDP}
+
+// allowed allows a call if its argument is one of values. All 64 bits count: the kernel reads an int, and a comparison for
+// "not equal" would let the same int with other high bits pass.
+func allowed(call string, argument uint32, values []uint64) (list []seccomp.NameWithConditions) {
+	for _, v := range values {
+		list = append(list, seccomp.NameWithConditions{Name: call, Conditions: seccomp.ArgumentConditions{
+			{Argument: argument, Operation: seccomp.Equal, Value: v},
+		}})
+	}
+	return list
 }

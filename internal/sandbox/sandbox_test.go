@@ -23,6 +23,10 @@ func TestMain(m *testing.M) {
 		child(os.Args[2])
 		os.Exit(0)
 	}
+	if len(os.Args) == 2 && os.Args[1] == "app-child" {
+		appChild()
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -35,17 +39,12 @@ func child(mode string) {
 		p.Capabilities = []int{unix.CAP_NET_ADMIN, unix.CAP_BPF, unix.CAP_KILL}
 	case "noip":
 		p.NoIP = true
+	case "setns":
+		p.Setns = true
 	}
 	if err := Enter(p); err != nil {
 		fmt.Println("enter:", err)
 		return
-	}
-	word := func(name string, err error) {
-		if err == nil {
-			fmt.Println(name, "allowed")
-			return
-		}
-		fmt.Println(name, err)
 	}
 	try := func(name string, family, typ int) {
 		fd, err := unix.Socket(family, typ, 0)
@@ -72,6 +71,15 @@ func child(mode string) {
 		ln.Close()
 	}
 	word("listen", err)
+	if mode == "passed" {
+		passed()
+	}
+	own, err := os.Open("/proc/self/ns/net")
+	if err == nil {
+		defer own.Close()
+		word("setns-any", unix.Setns(int(own.Fd()), 0))
+		word("setns", unix.Setns(int(own.Fd()), unix.CLONE_NEWNET))
+	}
 	names, _ := filepath.Glob("/proc/self/task/*")
 	word("threads", nil)
 	if len(names) == 0 {
@@ -79,7 +87,16 @@ func child(mode string) {
 	}
 }
 
-func startChild(t *testing.T, mode string, caps []int) string {
+// word prints how one attempt ended.
+func word(name string, err error) {
+	if err == nil || err == unix.Errno(0) {
+		fmt.Println(name, "allowed")
+		return
+	}
+	fmt.Println(name, err)
+}
+
+func startChild(t *testing.T, mode string, caps []int, files ...Handed) string {
 	t.Helper()
 	proof.NeedRoot(t)
 	netns, err := os.Open("/proc/self/ns/net")
@@ -100,7 +117,7 @@ func startChild(t *testing.T, mode string, caps []int) string {
 	// The test binary may lie where uid 65534 cannot reach; a copy does not.
 	exe := filepath.Join(t.TempDir(), "child")
 	copyFile(t, os.Args[0], exe)
-	p, err := Start(Spec{Path: exe, Args: []string{"sandbox-child", mode}, UID: 65534, Capabilities: caps, NetNS: int(netns.Fd()), Cgroup: cg, Stderr: w})
+	p, err := Start(Spec{Path: exe, Args: []string{"sandbox-child", mode}, UID: 65534, Capabilities: caps, NetNS: int(netns.Fd()), Cgroup: cg, Files: files, Stderr: w})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +179,7 @@ func TestNoCapabilityProfile(t *testing.T) {
 			t.Errorf("missing %q in:\n%s", want, out)
 		}
 	}
-	for _, call := range []string{"packet", "xdp", "netlink", "unshare", "exec", "keyctl", "io_uring", "bpf"} {
+	for _, call := range []string{"packet", "xdp", "netlink", "unshare", "exec", "keyctl", "io_uring", "bpf", "setns"} {
 		if !strings.Contains(out, call+" operation not permitted\n") {
 			t.Errorf("%s was not refused in:\n%s", call, out)
 		}
@@ -172,6 +189,10 @@ func TestNoCapabilityProfile(t *testing.T) {
 func TestOtherProfiles(t *testing.T) {
 	if out := startChild(t, "bpf", []int{unix.CAP_BPF, unix.CAP_NET_ADMIN}); !strings.Contains(out, "bpf invalid argument\n") || !strings.Contains(out, "packet operation not permitted\n") {
 		t.Errorf("bpf profile:\n%s", out)
+	}
+	// The filter lets the call through, the kernel asks for the capability: "any kind" is refused before.
+	if out := startChild(t, "setns", nil); !strings.Contains(out, "setns-any operation not permitted\n") || !strings.Contains(out, "setns operation not permitted\n") {
+		t.Errorf("setns profile without the capability:\n%s", out)
 	}
 	if out := startChild(t, "noip", nil); !strings.Contains(out, "inet operation not permitted\n") || !strings.Contains(out, "unix allowed\n") {
 		t.Errorf("profile without IP:\n%s", out)

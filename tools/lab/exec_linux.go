@@ -15,7 +15,7 @@ import (
 func execCommand() command {
 	c := command{
 		name: "exec", usage: "[--world NAME] HANDSET[/red|/black] [--app NAME] -- CMD…",
-		what: "runs a command of this machine, with its files, in a handset's network and control group, as root with every capability",
+		what: "runs a command of this machine, with its files, in a handset's network and control group, as root with every capability; with --app as that app, in its sandbox",
 	}
 	c.run = func(ctx context.Context, args []string, s streams) error {
 		f, world := flagSet(c)

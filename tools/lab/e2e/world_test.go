@@ -49,6 +49,7 @@ func TestPair(t *testing.T) {
 	w.awaitReady(t, "a", "b", "gateway")
 	play(t, w,
 		scene{"measured", measuredAll},
+		scene{"desk unaffected", unaffected},
 		scene{"bad policies", badPolicies},
 		scene{"up says why", upSaysWhy},
 		scene{"keystore lost", keystoreLost},
