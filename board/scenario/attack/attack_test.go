@@ -22,7 +22,7 @@ var testMarker = Marker{0xde, 0xad, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 func TestJobArgsAndParseAreInverse(t *testing.T) {
 	full := Job{Kind: Packet, Family: IPv6, Marker: testMarker, Target: netip.MustParseAddr("2001:db8:51::7"), Port: 53,
 		Device: "wwan0", Source: netip.MustParseAddr("2001:db8:113::11"), NextHop: net.HardwareAddr{2, 0, 0, 0, 0, 9},
-		SourcePort: 51820, Mark: 7, Count: 5, For: 3 * time.Second}
+		SourcePort: 51820, Mark: 7, Count: 5, For: 3 * time.Second, NoPacket: true, SetUp: true, User: true}
 	jobs := []Job{full}
 	for k, row := range kinds() {
 		j := Job{Kind: k, Family: IPv4, Marker: testMarker}
@@ -31,6 +31,9 @@ func TestJobArgsAndParseAreInverse(t *testing.T) {
 		}
 		if row.device {
 			j.Device = "wwan0"
+		}
+		if k == Passed {
+			j.FD = 3
 		}
 		jobs = append(jobs, j)
 	}
@@ -59,6 +62,8 @@ func TestParseRefusesWhatItCannotDo(t *testing.T) {
 		"port out of range":  with("-port", "65536"),
 		"count out of range": with("-count", "100000"),
 		"long next hop":      with("-next-hop", "02:00:00:00:00:00:00:01"),
+		"fd of no kind":      with("-fd", "3"),
+		"no device to set":   with("-set-up"),
 		"stray argument":     with("more"),
 		"unknown flag":       with("-loud"),
 		"packet, no device":  append([]string{"packet"}, ok[1:]...),

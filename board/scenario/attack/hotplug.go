@@ -59,13 +59,18 @@ func grab(j Job, t *tally) {
 		return
 	}
 	// Neither broadcast nor link-local multicast needs a route or a neighbour.
-	to := netip.AddrFrom4([4]byte{255, 255, 255, 255})
-	if j.Family == IPv6 {
-		to = netip.IPv6LinkLocalAllNodes()
-	}
+	to := everyone(j.Family)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
 	index, _ := deviceIndex(fd, j.Device)
 	t.did("send on "+j.Device, unix.Sendto(fd, j.Marker[:], 0, sockaddr(to, j.port(9), index)))
+}
+
+// everyone is who hears a frame on the link without being asked for.
+func everyone(f Family) netip.Addr {
+	if f == IPv6 {
+		return netip.IPv6LinkLocalAllNodes()
+	}
+	return netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 // setUp sets IFF_UP.

@@ -59,8 +59,15 @@ type Job struct {
 	// Count is how often to send; 0 is 3.
 	Count int
 	// For is how long hotplug waits for its device and then sends, and how
-	// long constant sends at most; 0 is 10 s.
+	// long constant sends at most; 0 is 10 s. Every other kind is tried again
+	// and again for that long, until it is stopped; 0 is once.
 	For time.Duration
+	// SetUp brings the device up first.
+	SetUp bool
+	// User makes the attempt as a person's process: uid 1000, no capability.
+	User bool
+	// FD is the number of an inherited packet socket, for kind passed.
+	FD int
 	// NoPacket leaves out AF_PACKET in the kinds that try several ways
 	// (constant, hotplug), where trying it was the sender's end.
 	NoPacket bool
@@ -85,8 +92,14 @@ func (j Job) Args() []string {
 	add("mark", fmt.Sprint(j.Mark), j.Mark != 0)
 	add("count", fmt.Sprint(j.Count), j.Count != 0)
 	add("for", j.For.String(), j.For != 0)
-	if j.NoPacket {
-		a = append(a, "-no-packet")
+	add("fd", fmt.Sprint(j.FD), j.FD != 0)
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{{"-no-packet", j.NoPacket}, {"-set-up", j.SetUp}, {"-user", j.User}} {
+		if f.set {
+			a = append(a, f.name)
+		}
 	}
 	return a
 }
@@ -110,6 +123,9 @@ func Parse(args []string) (Job, error) {
 	fs.IntVar(&j.Count, "count", 0, "")
 	fs.DurationVar(&j.For, "for", 0, "")
 	fs.BoolVar(&j.NoPacket, "no-packet", false, "")
+	fs.BoolVar(&j.SetUp, "set-up", false, "")
+	fs.BoolVar(&j.User, "user", false, "")
+	fs.IntVar(&j.FD, "fd", 0, "")
 	if err := fs.Parse(args[1:]); err != nil {
 		return Job{}, fmt.Errorf("cannot attack: %w", err)
 	}
@@ -142,6 +158,10 @@ func (j Job) check() error {
 		return fmt.Errorf("cannot attack by %s without a device", j.Kind)
 	case j.NextHop != nil && len(j.NextHop) != 6:
 		return errors.New("cannot attack: next hop is no Ethernet address")
+	case j.FD < 0 || j.FD > 1023 || (j.FD > 0) != (j.Kind == Passed):
+		return fmt.Errorf("cannot attack: descriptor %d with kind %s", j.FD, j.Kind)
+	case j.SetUp && j.Device == "":
+		return errors.New("cannot attack: no device to set up")
 	case j.Count < 0 || j.Count > 1000 || j.For < 0 || j.For > time.Hour:
 		return errors.New("cannot attack: count or time out of range")
 	}

@@ -166,6 +166,36 @@ func (w wire) attack(t *testing.T, ctx context.Context, j attack.Job) attack.Res
 	return resultOf(t, out.Bytes())
 }
 
+// packetSocket opens a packet socket in the handset's namespace, for somebody else to use.
+func (w wire) packetSocket(t *testing.T) int {
+	t.Helper()
+	ns, err := os.Open("/run/netns/" + w.handset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	type opened struct {
+		fd  int
+		err error
+	}
+	done := make(chan opened)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- opened{-1, err}
+			return
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		done <- opened{fd, err}
+	}()
+	o := <-done
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	t.Cleanup(func() { unix.Close(o.fd) })
+	return o.fd
+}
+
 func (w wire) sender(ctx context.Context, j attack.Job) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", w.handset, os.Args[0]}, j.Args()...)...)
 	cmd.Env = append(os.Environ(), "ATTACK_CHILD=1")
@@ -205,12 +235,21 @@ func TestEveryKindReachesAStrangerWhereNothingStopsIt(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	kinds := []attack.Kind{attack.UDP, attack.TCP, attack.ICMP, attack.DNS, attack.BindToDevice, attack.Packet, attack.PacketBypass,
-		attack.XDP, attack.Multicast, attack.Raw, attack.Mark, attack.Impostor, attack.Hotplug, attack.Constant}
+		attack.XDP, attack.Multicast, attack.Raw, attack.Mark, attack.Impostor, attack.Hotplug, attack.Constant,
+		attack.DoT, attack.NTP, attack.LLMNR, attack.Broadcast, attack.Membership, attack.BindToIndex, attack.PktInfo, attack.Connected,
+		attack.ReusePort, attack.Large, attack.GSO, attack.URing, attack.UDPLite, attack.MPTCP, attack.RawProtocol, attack.PacketDgram,
+		attack.SockPacket, attack.PacketRing, attack.Passed, attack.VLAN, attack.EtherType, attack.ARP, attack.Options, attack.Fragment}
 	sent := map[string]attack.Job{}
 	for _, k := range kinds {
 		for _, f := range []attack.Family{attack.IPv4, attack.IPv6} {
 			j := job(k, f)
-			if err := watcher.Mark(watch.Marker(j.Marker)); err != nil {
+			if k != attack.Hotplug && k != attack.Constant {
+				j.For = 0
+			}
+			if k == attack.Passed {
+				j.FD = w.packetSocket(t)
+			}
+			if err := watcher.Mark(watch.Marker(j.Marker), attack.Traces(k, f, j.Marker)...); err != nil {
 				t.Fatal(err)
 			}
 			r := w.attack(t, ctx, j)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,8 +17,8 @@ import (
 type Result struct {
 	Kind   Kind   `json:"kind"`
 	Family Family `json:"family"`
-	// Started is true on the first of the two lines of the kinds that go on
-	// until they are stopped (constant, hotplug): they are at work from here.
+	// Started is true on the first of the two lines of an attempt that goes on
+	// until it is stopped: it is at work from here.
 	Started bool `json:"started,omitempty"`
 	// Errno is the symbolic name of the last error, "" when none occurred.
 	Errno string `json:"errno"`
@@ -69,19 +70,58 @@ func writeLine(w io.Writer, r Result) error {
 	return err
 }
 
-// Run makes the attempt and writes its result to out: one line, or two for the
-// kinds that announce their start. It blocks until the kind is done or ctx
-// ends, which for the going-on kinds is the normal end.
+// Run makes the attempt and writes its result to out: one line, or two for an
+// attempt that goes on and announces its start. It blocks until the attempt is
+// done or ctx ends, which for one that goes on is the normal end.
 func Run(ctx context.Context, j Job, out io.Writer) (Result, error) {
 	if err := j.check(); err != nil {
 		return Result{}, err
 	}
 	t := &tally{Result: Result{Kind: j.Kind, Family: j.Family}, out: out}
-	kinds()[j.Kind].run(ctx, j, t)
+	if j.SetUp {
+		t.setUp(j.Device)
+	}
+	k := kinds()[j.Kind]
+	if k.goesOn || j.For == 0 {
+		k.run(ctx, j, t)
+	} else {
+		again(ctx, j, t, k)
+	}
 	if err := writeLine(out, t.Result); err != nil {
 		return t.Result, fmt.Errorf("cannot report the attempt: %w", err)
 	}
 	return t.Result, nil
+}
+
+// pause is between two tries of an attempt that goes on.
+const pause = 20 * time.Millisecond
+
+// again tries until ctx or the job's time ends: what is refused now may be
+// possible in a moment, when a daemon has died.
+func again(ctx context.Context, j Job, t *tally, k kind) {
+	ctx, stop := context.WithTimeout(ctx, j.span())
+	defer stop()
+	j.Count = 1
+	t.started()
+	for ctx.Err() == nil {
+		k.run(ctx, j, t)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// setUp brings the device up, or keeps why not.
+func (t *tally) setUp(device string) {
+	fd, ok := open(t, unix.AF_UNIX, unix.SOCK_DGRAM, 0, "unix")
+	if !ok {
+		return
+	}
+	defer unix.Close(fd)
+	if err := setUp(fd, device); err != nil {
+		t.refused("set up "+device, err)
+	}
 }
 
 // maxLine bounds a result line, in bytes.

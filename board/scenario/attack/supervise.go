@@ -8,31 +8,50 @@ import (
 	"io"
 	"os/exec"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// respawn is how long an attempt that was killed waits for its next life.
+const respawn = 250 * time.Millisecond
+
 // Supervise makes the attempt in a process of its own and writes that process's result lines to out. A handset may answer an
-// attempt with a kill: then the result is the errno "SIGKILL", and a kind that has other ways left goes on with those.
+// attempt with a kill: then the result is the errno "SIGKILL". An attempt that goes on does so after a kill: by the ways that are
+// left where it has several, in a new process where it has one.
 //
 // command returns the not yet started process that runs the job; it must pass the standard output of Run through. Cancelling
-// ctx sends it SIGTERM, the normal end of the kinds that go on.
+// ctx sends it SIGTERM, the normal end of an attempt that goes on.
 func Supervise(ctx context.Context, j Job, out io.Writer, command func(Job) *exec.Cmd) error {
-	killed, told, err := supervise(ctx, j, out, command)
-	if err != nil || !killed {
-		return err
-	}
-	more := (j.Kind == Constant || j.Kind == Hotplug) && !j.NoPacket && ctx.Err() == nil
-	if more {
-		j.NoPacket = true
-		if killed, told, err = supervise(ctx, j, out, command); err != nil {
+	end := time.Now().Add(j.For)
+	several := j.Kind == Constant || j.Kind == Hotplug
+	for lives := 0; ; lives++ {
+		killed, told, err := supervise(ctx, j, out, command)
+		if err != nil || !killed {
 			return err
 		}
-	}
-	if killed && !told {
+		switch {
+		case ctx.Err() == nil && several && !j.NoPacket:
+			j.NoPacket = true
+			continue
+		case ctx.Err() == nil && !several && time.Now().Before(end):
+			if lives == 0 && !told {
+				// Whoever waits for the start may go on.
+				if err := writeLine(out, Result{Kind: j.Kind, Family: j.Family, Started: true}); err != nil {
+					return err
+				}
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(respawn):
+				continue
+			}
+		}
+		if told {
+			return nil
+		}
 		return writeLine(out, Result{Kind: j.Kind, Family: j.Family, Errno: "SIGKILL", Note: "the sender was killed at the attempt"})
 	}
-	return nil
 }
 
 // supervise runs one process to its end; told says whether it gave a final result.

@@ -14,10 +14,18 @@ const tcpWait = 300 * time.Millisecond
 // runTCP sends the marker in the SYN itself (RFC 7413 without a cookie), so
 // that a stranger who sees the SYN sees the marker and no answer is needed,
 // and sends it again as data where the connection is made.
-func runTCP(_ context.Context, j Job, t *tally) {
-	to := sockaddr(j.Target, j.port(80), 0)
+func runTCP(_ context.Context, j Job, t *tally) { syn(j, t, 0, 80) }
+
+// runDoT knocks where DNS over TLS is served (RFC 7858).
+func runDoT(_ context.Context, j Job, t *tally) { syn(j, t, 0, 853) }
+
+// runMPTCP is the same over a multipath socket (RFC 8684), which takes other ways through the kernel.
+func runMPTCP(_ context.Context, j Job, t *tally) { syn(j, t, unix.IPPROTO_MPTCP, 80) }
+
+func syn(j Job, t *tally, protocol int, port uint16) {
+	to := sockaddr(j.Target, j.port(port), 0)
 	for range min(j.count(), 2) {
-		fd, ok := open(t, j.Family.domain(), unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0, "tcp")
+		fd, ok := open(t, j.Family.domain(), unix.SOCK_STREAM|unix.SOCK_NONBLOCK, protocol, "tcp")
 		if !ok {
 			return
 		}

@@ -91,7 +91,7 @@ func (w *Watcher) Summary() Summary {
 			s.Dropped[name] = n
 		}
 	}
-	for _, k := range w.marks {
+	for _, k := range w.marks.raw {
 		s.MarkersSeen += k.seen
 	}
 	for key, c := range w.classes {

@@ -1,10 +1,7 @@
 package watch
 
 import (
-	"bytes"
 	"context"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -20,11 +17,13 @@ type Marker [16]byte
 const (
 	maxPoints    = 200_000
 	maxSightings = 32 // samples kept per marker, and of frames outside
-	maxMarkers   = 4096
+	maxMarkers   = 65_536
 )
 
 // Sighting is one frame worth naming.
 type Sighting struct {
+	// Frame is its number in the capture, from 1, as Wireshark counts.
+	Frame     int       `json:"frame"`
 	Interface string    `json:"interface"`
 	At        time.Time `json:"at"`
 	Size      int       `json:"size"`
@@ -44,8 +43,6 @@ type Point struct {
 }
 
 type mark struct {
-	raw  Marker
-	text [32]byte
 	seen int
 	kept []Sighting
 }
@@ -57,7 +54,7 @@ type Watcher struct {
 
 	mu      sync.Mutex
 	change  chan struct{} // closed and replaced on each change
-	marks   []*mark
+	marks   index
 	names   []string
 	drops   map[string]uint64
 	classes map[classKey]*classCount
@@ -86,28 +83,15 @@ func New(rules Rules) (*Watcher, error) {
 	if err := rules.check(); err != nil {
 		return nil, err
 	}
-	return &Watcher{rules: rules, change: make(chan struct{}), drops: map[string]uint64{}, classes: map[classKey]*classCount{}}, nil
+	return &Watcher{rules: rules, change: make(chan struct{}), marks: newIndex(), drops: map[string]uint64{}, classes: map[classKey]*classCount{}}, nil
 }
 
-// Mark searches every frame from now on for m.
-func (w *Watcher) Mark(m Marker) error {
+// Mark searches every frame from now on for m, and for the traces: bytes that
+// stand for m where m itself cannot go, such as a group's address.
+func (w *Watcher) Mark(m Marker, traces ...[]byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if m == (Marker{}) {
-		return errors.New("cannot watch for an all-zero marker")
-	}
-	if len(w.marks) >= maxMarkers {
-		return fmt.Errorf("cannot watch for more than %d markers", maxMarkers)
-	}
-	for _, k := range w.marks {
-		if k.raw == m {
-			return errors.New("cannot watch for the same marker twice")
-		}
-	}
-	k := &mark{raw: m}
-	hex.Encode(k.text[:], m[:])
-	w.marks = append(w.marks, k)
-	return nil
+	return w.marks.add(m, traces)
 }
 
 // Read judges frames until the capture ends. It returns nil at a clean end and
@@ -152,17 +136,14 @@ func (w *Watcher) take(in *reader, p *packet) {
 		return
 	}
 	f := w.rules.Classify(p.data)
-	s := Sighting{Interface: in.names[p.link], At: p.at, Size: p.size, Class: f.Class, What: f.Why}
-	for _, k := range w.marks {
-		if !bytes.Contains(p.data, k.raw[:]) && !containsFold(p.data, k.text[:]) {
-			continue
-		}
+	w.frames++
+	s := Sighting{Frame: w.frames, Interface: in.names[p.link], At: p.at, Size: p.size, Class: f.Class, What: f.Why}
+	for _, k := range w.marks.in(p.data) {
 		k.seen++
 		if len(k.kept) < maxSightings {
 			k.kept = append(k.kept, s)
 		}
 	}
-	w.frames++
 	if f.Class == "" {
 		w.outside++
 		if len(w.strange) < maxSightings {
@@ -195,27 +176,6 @@ func (w *Watcher) changed() {
 	w.change = make(chan struct{})
 }
 
-// containsFold finds lower case hexadecimal text in either case: a resolver may
-// send a name in capitals (0x20 mixing included).
-func containsFold(data, text []byte) bool {
-	for len(data) >= len(text) {
-		i := bytes.IndexByte(data, text[0])
-		if c := text[0]; c >= 'a' {
-			if j := bytes.IndexByte(data, c-'a'+'A'); j >= 0 && (i < 0 || j < i) {
-				i = j
-			}
-		}
-		if i < 0 || len(data)-i < len(text) {
-			return false
-		}
-		if bytes.EqualFold(data[i:i+len(text)], text) {
-			return true
-		}
-		data = data[i+1:]
-	}
-	return false
-}
-
 // Await waits until n frames were judged. It fails when the capture ends or breaks first.
 func (w *Watcher) Await(ctx context.Context, n int) error {
 	for {
@@ -238,24 +198,22 @@ func (w *Watcher) Await(ctx context.Context, n int) error {
 	}
 }
 
-func (w *Watcher) find(m Marker) *mark {
-	for _, k := range w.marks {
-		if k.raw == m {
-			return k
-		}
-	}
-	return nil
-}
-
 // Seen returns in how many captured frames, of any class, marker m was, and the
 // first few of them.
 func (w *Watcher) Seen(m Marker) (int, []Sighting) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if k := w.find(m); k != nil {
+	if k := w.marks.raw[m]; k != nil {
 		return k.seen, slices.Clone(k.kept)
 	}
 	return 0, nil
+}
+
+// Strange returns the first few of the frames that no class admitted.
+func (w *Watcher) Strange() []Sighting {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.strange)
 }
 
 // Outside returns how many frames no class admitted so far.
