@@ -8,13 +8,14 @@ TOOLS   := rempart-lab rempart-policy
 # Reproducible: no paths, no build id of this machine, no symbol tables.
 BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 
-.PHONY: all setup demo test check race scenarios bench generate clean build
+.PHONY: all setup demo test check race scenarios guest bench generate clean build
 
 all: build
 
 # Debian packages, and the Go tools that go.mod pins, built into the build cache.
 setup:
 	@tools/setup/install.sh test
+	@tools/setup/kernel.sh out/guest
 	@for t in staticcheck bpf2go; do $(GO) tool -n $$t >/dev/null; done
 
 build:
@@ -38,6 +39,7 @@ raced   = $$($(GO) list $(RACED) | grep -v -e internal/archtest -e internal/bpf 
 .PHONY: lint
 lint:
 	@tools/setup/install.sh test
+	@tools/setup/kernel.sh out/guest
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
@@ -58,6 +60,12 @@ test: lint
 	$(GO) test $(PLAIN)
 	@$(MAKE) -s race
 	@$(MAKE) -s scenarios
+
+# All tests of the guard and the gate under the guest's kernel; make test runs a part of them there.
+guest:
+	@tools/setup/install.sh test
+	@tools/setup/kernel.sh out/guest
+	REMPART_LONG=1 $(GO) test -count=1 -run '^TestGuest$$' ./board/guest
 
 bench:
 	@tools/setup/install.sh bench
