@@ -255,7 +255,7 @@ func (h *handset) table() egress.Policy {
 func (h *handset) inForce(want egress.Policy) {
 	h.t.Helper()
 	var r enforce.Report
-	if err := h.black.Do(func() (err error) { r, err = enforce.ReadBack(h.ifindex, want); return err }); err != nil {
+	if err := h.black.Do(func() (err error) { r, err = enforce.ReadBack(h.ifindex, want, egress.LinkFacts{}); return err }); err != nil {
 		h.t.Fatal(err)
 	}
 	if err := r.Err(); err != nil {

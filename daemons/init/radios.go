@@ -110,7 +110,7 @@ func (p *phone) readBack(want egress.Policy) error {
 		var got enforce.Report
 		err := p.blackDo(func() error {
 			var err error
-			if got, err = enforce.ReadBack(d.Index, want); err != nil {
+			if got, err = enforce.ReadBack(d.Index, want, egress.LinkFacts{}); err != nil {
 				return err
 			}
 			return errors.Join(got.Err(), enforce.FloorInForce(d.Index))

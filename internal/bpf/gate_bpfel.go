@@ -17,6 +17,9 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	GateMapCounters        = "counters"
+	GateMapLinkDhcp        = "link_dhcp"
+	GateMapLinkFacts       = "link_facts"
+	GateMapLinkState       = "link_state"
 	GateMapRules           = "rules"
 	GateProgRempartEgress  = "rempart_egress"
 	GateProgRempartIngress = "rempart_ingress"
@@ -72,8 +75,11 @@ type GateProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GateMapSpecs struct {
-	Counters *ebpf.MapSpec `ebpf:"counters"`
-	Rules    *ebpf.MapSpec `ebpf:"rules"`
+	Counters  *ebpf.MapSpec `ebpf:"counters"`
+	LinkDhcp  *ebpf.MapSpec `ebpf:"link_dhcp"`
+	LinkFacts *ebpf.MapSpec `ebpf:"link_facts"`
+	LinkState *ebpf.MapSpec `ebpf:"link_state"`
+	Rules     *ebpf.MapSpec `ebpf:"rules"`
 }
 
 // GateVariableSpecs contains global variables before they are loaded into the kernel.
@@ -102,13 +108,19 @@ func (o *GateObjects) Close() error {
 //
 // It can be passed to LoadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GateMaps struct {
-	Counters *ebpf.Map `ebpf:"counters"`
-	Rules    *ebpf.Map `ebpf:"rules"`
+	Counters  *ebpf.Map `ebpf:"counters"`
+	LinkDhcp  *ebpf.Map `ebpf:"link_dhcp"`
+	LinkFacts *ebpf.Map `ebpf:"link_facts"`
+	LinkState *ebpf.Map `ebpf:"link_state"`
+	Rules     *ebpf.Map `ebpf:"rules"`
 }
 
 func (m *GateMaps) Close() error {
 	return _GateClose(
 		m.Counters,
+		m.LinkDhcp,
+		m.LinkFacts,
+		m.LinkState,
 		m.Rules,
 	)
 }

@@ -42,26 +42,29 @@ const (
 	Admitted      Reason = iota
 	Short                // the frame ends before a header does
 	VLAN                 // IEEE 802.1Q or 802.1ad tag, in the frame or offloaded
-	ARP                  // RFC 826; neighbours are static
+	ARP                  // RFC 826 beyond the link-layer minimum
 	EtherType            // neither IPv4 nor IPv6
 	IPHeader             // version or length fields disagree with the frame
 	IPOptions            // RFC 791 options
 	Fragment             // any part of a datagram, or the reserved flag
-	Protocol             // neither UDP nor TCP; in IPv6 also extension headers, ND, MLD
+	Protocol             // neither UDP nor TCP; in IPv6 also extension headers, MLD
 	L4Length             // UDP length or TCP data offset disagree with the datagram
 	RemoteRefused        // a remote that a responder's class does not talk to
 	NoClass              // no class has this remote, protocol and port
 	Mark                 // the sender set a mark (SO_MARK)
 	Cgroup               // a socket of another cgroup than the class's, or none
+	ND                   // RFC 4861 beyond the link-layer minimum
+	DHCP                 // RFC 2131 beyond the link-layer minimum
+	LinkRate             // more of the link-layer minimum than its rate
 	Reasons              // number of reasons
 )
 
 // CounterSlots is the number of counters per direction in the gate's counter map;
 // the counter of reason r in direction d is number int(d)*CounterSlots + int(r).
-const CounterSlots = 16
+const CounterSlots = 32
 
 var reasonNames = [Reasons]string{"admitted", "short", "vlan", "arp", "ethertype", "ip-header", "ip-options", "fragment",
-	"protocol", "l4-length", "remote", "no-class", "mark", "cgroup"}
+	"protocol", "l4-length", "remote", "no-class", "mark", "cgroup", "nd", "dhcp", "link-rate"}
 
 func (r Reason) String() string {
 	if r < Reasons {
@@ -78,6 +81,8 @@ type Meta struct {
 	Mark uint32
 	// VLAN says that a tag was taken off the bytes (offloaded).
 	VLAN bool
+	// Link is the device's link, whose state the decision changes; nil: no facts are set.
+	Link *Link
 }
 
 // Ethernet, IPv4 (without options), IPv6 header lengths in bytes.
@@ -103,6 +108,12 @@ func decide(p Policy, dir Direction, frame []byte, meta Meta) Reason {
 	if reason != Admitted {
 		return reason
 	}
+	switch {
+	case d.proto == arpFrame:
+		return meta.Link.decide(linkARP, dir, frame, meta)
+	case d.proto == icmpv6:
+		return meta.Link.decide(linkND, dir, frame, meta)
+	}
 	remote, remotePort, localPort := d.dst, d.dport, d.sport
 	if dir == Ingress {
 		remote, remotePort, localPort = d.src, d.sport, d.dport
@@ -110,6 +121,9 @@ func decide(p Policy, dir Direction, frame []byte, meta Meta) Reason {
 	class, ok := find(p, remote, d.proto, remotePort)
 	if !ok {
 		if class, ok = find(p, netip.Addr{}, d.proto, localPort); !ok {
+			if d.dhcp(dir) {
+				return meta.Link.decide(linkDHCP, dir, frame, meta)
+			}
 			return NoClass
 		}
 		if !host(remote) {
@@ -143,13 +157,27 @@ type datagram struct {
 	sport, dport uint16
 }
 
+// arpFrame stands for the protocol of a frame that is no datagram: IP's number 0 is a hop-by-hop header, which no datagram
+// has that got this far.
+const arpFrame = 0
+
+// dhcp tells a DHCP message by its ports.
+func (d datagram) dhcp(dir Direction) bool {
+	client, server := d.sport, d.dport
+	if dir == Ingress {
+		client, server = d.dport, d.sport
+	}
+	return d.proto == UDP && d.src.Is4() && client == 68 && server == 67
+}
+
 func parseFrame(frame []byte, dir Direction, tagged bool) (d datagram, r Reason) {
 	ethertype := binary.BigEndian.Uint16(frame[12:])
 	switch {
 	case tagged, ethertype == 0x8100, ethertype == 0x88a8:
 		return d, VLAN
 	case ethertype == 0x0806:
-		return d, ARP
+		d.proto = arpFrame
+		return d, Admitted
 	case ethertype != 0x0800 && ethertype != 0x86dd:
 		return d, EtherType
 	}
@@ -190,10 +218,13 @@ func parseFrame(frame []byte, dir Direction, tagged bool) (d datagram, r Reason)
 		d.proto = ip[6]
 		d.src, d.dst = netip.AddrFrom16([16]byte(ip[8:])), netip.AddrFrom16([16]byte(ip[24:]))
 	}
+	l4 := ip[header:total]
+	if ethertype == 0x86dd && d.proto == icmpv6 && len(l4) > 0 && l4[0] >= routerSolicitation && l4[0] <= neighbourAdvert {
+		return d, Admitted
+	}
 	if d.proto != UDP && d.proto != TCP {
 		return d, Protocol
 	}
-	l4 := ip[header:total]
 	if !l4Fits(l4, d.proto, dir) {
 		return d, L4Length
 	}

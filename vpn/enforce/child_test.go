@@ -37,7 +37,7 @@ func childReadBack() {
 	fail(err)
 	p, err := egress.Parse(data)
 	fail(err)
-	r, err := ReadBack(ifindex, p)
+	r, err := ReadBack(ifindex, p, egress.LinkFacts{})
 	fail(err)
 	for _, d := range r.Differences {
 		fmt.Println(d)

@@ -34,10 +34,11 @@ type Gate struct {
 	pinDir  string
 	hook    egress.Hook
 
-	mu       sync.Mutex
-	counters *ebpf.Map
-	links    [2]link.Link // by direction; nil on clsact
-	policy   egress.Policy
+	mu     sync.Mutex
+	memory                  // nil maps: closed
+	links  [2]link.Link     // by direction; nil on clsact
+	policy egress.Policy    // in force
+	facts  egress.LinkFacts // of the device's link, in force
 }
 
 // Attach puts the gate on the device, deny-all, in both directions, in front of a
@@ -68,7 +69,13 @@ func (g *Gate) attach() error {
 	if g.counters, err = g.openCounters(); err != nil {
 		return err
 	}
-	deny, err := loadInstance(egress.DenyAll(), g.counters)
+	if g.link, err = newMap("link_state"); err != nil {
+		return err
+	}
+	if err := g.link.Freeze(); err != nil { // the programs write it, and no process
+		return fmt.Errorf("cannot freeze the state of the link: %w", err)
+	}
+	deny, err := loadInstance(egress.DenyAll(), egress.LinkFacts{}, g.memory)
 	if err != nil {
 		return err
 	}
@@ -200,6 +207,32 @@ func (g *Gate) Swap(p egress.Policy) error {
 	return errors.Join(fmt.Errorf("cannot change the gate of device %d: %w", g.ifindex, err), g.denyEach())
 }
 
+// SetLink puts new link facts in force, under the policy that is in force. If that fails part of the way, the gate denies
+// all and the facts are none.
+func (g *Gate) SetLink(f egress.LinkFacts) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old := g.facts
+	g.facts = f
+	err := g.swap(g.policy, []step{{egress.Egress, false}, {egress.Ingress, false}})
+	if err == nil {
+		return nil
+	}
+	if f.Check() != nil {
+		g.facts = old // nothing was loaded
+		return err
+	}
+	g.policy, g.facts = egress.DenyAll(), egress.LinkFacts{}
+	return errors.Join(fmt.Errorf("cannot change the link facts of device %d: %w", g.ifindex, err), g.denyEach())
+}
+
+// Link returns the link facts in force.
+func (g *Gate) Link() egress.LinkFacts {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.facts
+}
+
 // denyEach denies all in each direction that still has a gate.
 func (g *Gate) denyEach() error {
 	for d := egress.Egress; d <= egress.Ingress; d++ {
@@ -215,14 +248,14 @@ func (g *Gate) swap(p egress.Policy, steps []step) error {
 	if g.counters == nil {
 		return errors.New("the gate is closed")
 	}
-	in, err := loadInstance(p, g.counters)
+	in, err := loadInstance(p, g.facts, g.memory)
 	if err != nil {
 		return err
 	}
 	defer in.close()
 	deny := in
 	if slices.ContainsFunc(steps, func(s step) bool { return s.deny }) {
-		if deny, err = loadInstance(egress.DenyAll(), g.counters); err != nil {
+		if deny, err = loadInstance(egress.DenyAll(), g.facts, g.memory); err != nil {
 			return err
 		}
 		defer deny.close()
@@ -291,7 +324,10 @@ func (g *Gate) release() error {
 	}
 	if g.counters != nil {
 		errs = append(errs, g.counters.Close())
-		g.counters = nil
 	}
+	if g.link != nil {
+		errs = append(errs, g.link.Close())
+	}
+	g.memory = memory{}
 	return errors.Join(errs...)
 }

@@ -204,7 +204,7 @@ func TestReadBackNotices(t *testing.T) {
 	}{
 		{"the link's program", "egress: no gate", true, func(w *world, g *Gate) error { return g.links[egress.Egress].Update(pass(w)) }},
 		{"the program of the other direction", "ingress: no gate", true, func(w *world, g *Gate) error {
-			in, err := loadInstance(w.tunnel(), g.counters)
+			in, err := loadInstance(w.tunnel(), egress.LinkFacts{}, g.memory)
 			if err != nil {
 				return err
 			}
@@ -214,7 +214,7 @@ func TestReadBackNotices(t *testing.T) {
 		{"the rules, by the same program with another map", "is in force and not wanted", true, func(w *world, g *Gate) error {
 			p := w.tunnel()
 			p.Classes = append(p.Classes, egress.Class{Gateway: "x", Addr: gatewayV4, Proto: egress.TCP, Port: 22, Purpose: egress.IKE, Cgroup: 1})
-			in, err := loadInstance(p, g.counters)
+			in, err := loadInstance(p, egress.LinkFacts{}, g.memory)
 			if err != nil {
 				return err
 			}

@@ -15,24 +15,49 @@ import (
 type instance struct {
 	programs [2]*ebpf.Program // by egress.Direction
 	rules    *ebpf.Map
+	facts    *ebpf.Map // of the device's link
+	dhcp     *ebpf.Map // templates of the messages that linkd may send
 }
 
-// loadInstance loads the gate for policy p; it counts in counters.
-func loadInstance(p egress.Policy, counters *ebpf.Map) (*instance, error) {
-	if err := p.Check(); err != nil {
+// memory is what outlives an instance on a device: counters, and the state of the link-layer minimum, so that no swap fills
+// its buckets anew.
+type memory struct {
+	counters, link *ebpf.Map
+}
+
+// loadInstance loads the gate for policy p on a device with these link facts.
+func loadInstance(p egress.Policy, f egress.LinkFacts, m memory) (*instance, error) {
+	if err := errors.Join(p.Check(), f.Check()); err != nil {
 		return nil, fmt.Errorf("cannot load the gate: %w", err)
 	}
 	var objects bpf.GateObjects
-	err := bpf.LoadGateObjects(&objects, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"counters": counters}})
+	err := bpf.LoadGateObjects(&objects, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"counters": m.counters, "link_state": m.link}})
 	if err != nil {
 		return nil, fmt.Errorf("cannot load the gate: %w", err)
 	}
-	in := &instance{[2]*ebpf.Program{egress.Egress: objects.RempartEgress, egress.Ingress: objects.RempartIngress}, objects.Rules}
-	// LoadAndAssign gave us a copy of the counter map's descriptor.
-	if err := errors.Join(objects.Counters.Close(), fill(in.rules, p)); err != nil {
+	in := &instance{[2]*ebpf.Program{egress.Egress: objects.RempartEgress, egress.Ingress: objects.RempartIngress},
+		objects.Rules, objects.LinkFacts, objects.LinkDhcp}
+	// LoadAndAssign gave us copies of the descriptors of what we brought.
+	if err := errors.Join(objects.Counters.Close(), objects.LinkState.Close(), fill(in.rules, p), in.tell(f)); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot load the gate: %w", err), in.close())
 	}
 	return in, nil
+}
+
+// tell writes the facts and what follows from them, and closes both maps for good.
+func (in *instance) tell(f egress.LinkFacts) error {
+	if err := in.facts.Put(uint32(0), f.Bytes()); err != nil {
+		return fmt.Errorf("cannot write the link facts: %w", err)
+	}
+	for m := range egress.DHCPMessages {
+		if err := in.dhcp.Put(uint32(m), f.Template(m).Words()); err != nil {
+			return fmt.Errorf("cannot write a DHCP template: %w", err)
+		}
+	}
+	if err := errors.Join(in.facts.Freeze(), in.dhcp.Freeze()); err != nil {
+		return fmt.Errorf("cannot freeze the link facts: %w", err)
+	}
+	return nil
 }
 
 // fill writes p's entries and closes the map for good: programs cannot write it
@@ -54,18 +79,21 @@ func (in *instance) close() error {
 	for _, p := range in.programs {
 		errs = append(errs, p.Close())
 	}
-	return errors.Join(append(errs, in.rules.Close())...)
+	return errors.Join(append(errs, in.rules.Close(), in.facts.Close(), in.dhcp.Close())...)
 }
 
 // newCounters makes a counter map.
-func newCounters() (*ebpf.Map, error) {
+func newCounters() (*ebpf.Map, error) { return newMap("counters") }
+
+// newMap makes one of the gate's maps on its own.
+func newMap(name string) (*ebpf.Map, error) {
 	spec, err := bpf.LoadGate()
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the gate's object: %w", err)
 	}
-	m, err := ebpf.NewMap(spec.Maps["counters"])
+	m, err := ebpf.NewMap(spec.Maps[name])
 	if err != nil {
-		return nil, fmt.Errorf("cannot make the gate's counters: %w", err)
+		return nil, fmt.Errorf("cannot make the gate's map %s: %w", name, err)
 	}
 	return m, nil
 }

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -39,19 +40,19 @@ func (r Report) Err() error {
 	return fmt.Errorf("the gate of device %d is not as wanted: %s", r.Ifindex, strings.Join(r.Differences, "; "))
 }
 
-// ReadBack compares what stands on the device with policy want. It starts from the
+// ReadBack compares what stands on the device with policy want and the facts of its link. It starts from the
 // device index alone and follows the kernel's ids: every program attached to the
 // device, the maps each of them uses, their content. It is meant for a process that
 // did not attach the gate, and needs CAP_SYS_ADMIN (objects by id), CAP_NET_ADMIN
 // and CAP_BPF. The error says that the question could not be asked; what differs is
 // in the report.
-func ReadBack(ifindex int, want egress.Policy) (Report, error) {
+func ReadBack(ifindex int, want egress.Policy, facts egress.LinkFacts) (Report, error) {
 	r := Report{Ifindex: ifindex, Digest: want.Digest()}
 	ref, err := reference()
 	if err != nil {
 		return r, fmt.Errorf("cannot read back the gate of device %d: %w", ifindex, err)
 	}
-	c := checker{ref: ref, want: want, report: &r}
+	c := checker{ref: ref, want: want, facts: facts, report: &r}
 	if err := c.device(); err != nil {
 		return r, fmt.Errorf("cannot read back the gate of device %d: %w", ifindex, err)
 	}
@@ -61,6 +62,7 @@ func ReadBack(ifindex int, want egress.Policy) (Report, error) {
 type checker struct {
 	ref    *references
 	want   egress.Policy
+	facts  egress.LinkFacts
 	report *Report
 }
 
@@ -244,16 +246,44 @@ func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
 				info.Type, info.KeySize, info.ValueSize, info.MaxEntries, info.Flags)
 			continue
 		}
-		if info.Name == "rules" {
-			if err := c.rules(d, m, info); err != nil {
-				return err
+		switch info.Name {
+		case "rules":
+			err = c.rules(d, m, info)
+		case "link_facts":
+			err = c.frozen(d, m, info, 0, c.facts.Bytes())
+		case "link_dhcp":
+			for i := range egress.DHCPMessages {
+				err = errors.Join(err, c.frozen(d, m, info, uint32(i), c.facts.Template(i).Words()))
 			}
+		case "link_state":
+			if !info.Frozen() {
+				c.differ("%v: the state of the link can be written by a process", d)
+			}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for name := range c.ref.maps {
 		if seen[name] != 1 {
 			c.differ("%v: the gate uses map %q %d times", d, name, seen[name])
 		}
+	}
+	return nil
+}
+
+// frozen compares one entry of a frozen array.
+func (c *checker) frozen(d egress.Direction, m *ebpf.Map, info *ebpf.MapInfo, index uint32, want any) error {
+	got, err := m.LookupBytes(index)
+	if err != nil {
+		return fmt.Errorf("cannot read map %s: %w", info.Name, err)
+	}
+	b, err := binary.Append(nil, binary.NativeEndian, want)
+	if err != nil {
+		return fmt.Errorf("cannot compare map %s: %w", info.Name, err)
+	}
+	if !info.Frozen() || !bytes.Equal(got, b) {
+		c.differ("%v: %s %d is not as wanted, or not frozen", d, info.Name, index)
 	}
 	return nil
 }

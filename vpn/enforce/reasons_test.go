@@ -76,7 +76,7 @@ func TestEachReason(t *testing.T) {
 		{"reserved flag", egress.Fragment, both, udp(gw4, set(20, 0x80)), 0},
 		{"ICMP", egress.Protocol, both, udp(gw4, set(23, 1)), 0},
 		{"ESP", egress.Protocol, both, udp(gw4, set(23, 50)), 0},
-		{"ICMPv6 (ND, MLD)", egress.Protocol, both, udp(gw6, set(20, 58)), 0},
+		{"ICMPv6 echo", egress.Protocol, both, udp(gw6, set(20, 58)), 0},
 		{"IPv6 hop-by-hop", egress.Protocol, both, udp(gw6, set(20, 0)), 0},
 		{"IPv6 fragment header", egress.Protocol, both, udp(gw6, set(20, 44)), 0},
 		{"UDP length 7", egress.L4Length, both, udp(gw4, set(39, 7)), 0},
@@ -127,7 +127,7 @@ func TestEachReason(t *testing.T) {
 // TestDenyAllAdmitsNothing: the program with no rules, on every good frame.
 func TestDenyAllAdmitsNothing(t *testing.T) {
 	s := newSubject(t)
-	deny, err := loadInstance(egress.DenyAll(), s.counters)
+	deny, err := loadInstance(egress.DenyAll(), egress.LinkFacts{}, s.memory)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,18 +15,21 @@ enum reason {
 	ADMITTED,
 	R_SHORT,       /* ends before a header does */
 	R_VLAN,        /* 802.1Q or 802.1ad tag, in the frame or offloaded */
-	R_ARP,         /* RFC 826; neighbours are static */
+	R_ARP,         /* RFC 826 beyond the link-layer minimum */
 	R_ETHERTYPE,   /* neither IPv4 nor IPv6 */
 	R_IP_HEADER,   /* version or length fields disagree with the frame */
 	R_IP_OPTIONS,  /* RFC 791 options */
 	R_FRAGMENT,    /* RFC 791: any part of a datagram, or the reserved flag */
-	R_PROTOCOL,    /* neither UDP nor TCP; in IPv6 also any extension header, ND, MLD */
+	R_PROTOCOL,    /* neither UDP nor TCP; in IPv6 also any extension header, MLD */
 	R_L4_LENGTH,   /* UDP length or TCP data offset disagree with the datagram */
 	R_REMOTE,      /* a remote that a responder class does not talk to (multicast, …) */
 	R_CLASS,       /* no class has this remote, protocol and port */
 	R_MARK,        /* the sender set a mark (SO_MARK) */
 	R_CGROUP,      /* a process other than the class's own */
-	REASONS = 16,
+	R_ND,          /* RFC 4861 beyond the link-layer minimum */
+	R_DHCP,        /* RFC 2131 beyond the link-layer minimum */
+	R_LINK_RATE,   /* more of the link-layer minimum than its rate */
+	REASONS = 32,
 };
 
 enum { DIR_EGRESS, DIR_INGRESS };
@@ -63,6 +66,9 @@ struct {
 #define IPV6_LEN 40
 #define UDP 17
 #define TCP 6
+#define ICMPV6 58
+
+#include "linklayer.h"
 
 struct ports {
 	__u16 source;
@@ -104,7 +110,7 @@ INLINE enum reason decide(struct __sk_buff *skb, int dir)
 	if (skb->vlan_present || ethertype == BE16(0x8100) || ethertype == BE16(0x88a8))
 		return R_VLAN;
 	if (ethertype == BE16(0x0806))
-		return R_ARP;
+		return link_decide(skb, dir, LINK_ARP);
 
 	if (ethertype == BE16(0x0800)) {
 		__u8 h[IPV4_LEN];
@@ -149,6 +155,13 @@ INLINE enum reason decide(struct __sk_buff *skb, int dir)
 		return R_ETHERTYPE;
 	}
 
+	if (key.kind == KIND_V6 && key.proto == ICMPV6) {
+		__u8 type;
+
+		if (payload < 1 || bpf_skb_load_bytes(skb, l4, &type, 1) || type < 133 || type > 136)
+			return R_PROTOCOL;
+		return link_decide(skb, dir, LINK_ND);
+	}
 	if (key.proto != UDP && key.proto != TCP)
 		return R_PROTOCOL;
 	if (payload < sizeof(ports) || bpf_skb_load_bytes(skb, l4, &ports, sizeof(ports)))
@@ -168,8 +181,12 @@ INLINE enum reason decide(struct __sk_buff *skb, int dir)
 			.kind = KIND_ANY,
 		};
 		rule = bpf_map_lookup_elem(&rules, &any);
-		if (!rule)
+		if (!rule) {
+			if (key.kind == KIND_V4 && key.proto == UDP && ports.source == BE16(dir == DIR_EGRESS ? 68 : 67) &&
+			    ports.dest == BE16(dir == DIR_EGRESS ? 67 : 68))
+				return link_decide(skb, dir, LINK_DHCP);
 			return R_CLASS;
+		}
 		if (key.kind == KIND_V4) {
 			if (key.addr[0] == 0 || key.addr[0] == 127 || key.addr[0] >= 224)
 				return R_REMOTE;

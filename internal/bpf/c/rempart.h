@@ -63,6 +63,7 @@ struct __sk_buff {
 };
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static long (*const bpf_skb_load_bytes)(const struct __sk_buff *skb, __u32 off, void *to, __u32 len) = (void *)26;
 static long (*const bpf_current_task_under_cgroup)(void *map, __u32 index) = (void *)37;
 static __u64 (*const bpf_skb_cgroup_id)(struct __sk_buff *skb) = (void *)79;
