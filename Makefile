@@ -2,10 +2,12 @@
 
 SHELL := /bin/bash
 export CGO_ENABLED ?= 0
+# In every build, so that vet, the tests and the programs share what is compiled: no path of this machine in any of it.
+export GOFLAGS ?= -trimpath
 GO      := go
 DAEMONS := init egressd keyd tunneld voiced gatewayd rempart
 TOOLS   := rempart-lab rempart-policy
-# Reproducible: no paths, no build id of this machine, no symbol tables.
+# Reproducible: no build id of this machine, no symbol tables.
 BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 
 .PHONY: all setup demo test check race scenarios guest bench generate clean build
