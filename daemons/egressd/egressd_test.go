@@ -42,8 +42,9 @@ func TestAllowed(t *testing.T) {
 	}
 	want := map[egress.Op][]string{
 		egress.OpTable: {"init"}, egress.OpAttach: {"init"}, egress.OpAdmit: {"tunneld"}, egress.OpClose: {"init", "tunneld"},
+		egress.OpLink: {"init"},
 	}
-	for op := range egress.Op(8) {
+	for op := range egress.Op(10) {
 		for name, peer := range peers {
 			if got := allowed(op, peer); got != (op == egress.OpStatus || slices.Contains(want[op], name)) {
 				t.Errorf("%v by %s: %v", op, name, got)
@@ -252,10 +253,12 @@ func (h *handset) table() egress.Policy {
 }
 
 // inForce reads back what the kernel has.
-func (h *handset) inForce(want egress.Policy) {
+func (h *handset) inForce(want egress.Policy) { h.withFacts(want, egress.LinkFacts{}) }
+
+func (h *handset) withFacts(want egress.Policy, facts egress.LinkFacts) {
 	h.t.Helper()
 	var r enforce.Report
-	if err := h.black.Do(func() (err error) { r, err = enforce.ReadBack(h.ifindex, want, egress.LinkFacts{}); return err }); err != nil {
+	if err := h.black.Do(func() (err error) { r, err = enforce.ReadBack(h.ifindex, want, facts); return err }); err != nil {
 		h.t.Fatal(err)
 	}
 	if err := r.Err(); err != nil {
@@ -354,6 +357,19 @@ func TestInsideLife(t *testing.T) {
 	}
 	h.inForce(h.table().For("two"))
 	expect("unknown gateway", h.as(903, "/tunneld", "admit", "three"), `cannot admit: egressd: gateway "three" is not in the table`)
+	h.inForce(h.table().For("two"))
+	// The facts of the link are beside the policy: init's alone to tell, gone with the next attach.
+	facts := egress.LinkFacts{MAC: [6]byte{2, 0, 0, 0, 0, 1}, Addr4: netip.MustParseAddr("203.0.113.11"), Router4: netip.MustParseAddr("203.0.113.254")}
+	if s, err := init.Link(ctx, h.ifindex, facts); err != nil || s.Admitted != "two" {
+		t.Errorf("link facts: %+v, %v", s, err)
+	}
+	h.withFacts(h.table().For("two"), facts)
+	if _, err := init.Link(ctx, h.ifindex+100, facts); err == nil {
+		t.Error("a device without a gate took link facts")
+	}
+	if _, err := init.Link(ctx, h.ifindex, egress.LinkFacts{}); err != nil {
+		t.Error(err)
+	}
 	h.inForce(h.table().For("two"))
 	// init's table without the admitted gateway closes.
 	s, err := init.Table(ctx, h.table().For("one"))

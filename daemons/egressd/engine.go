@@ -27,7 +27,7 @@ const (
 func allowed(op egress.Op, peer sock.Peer) bool {
 	fromInit, fromTunneld := peer.Is(uidInit, cgroupInit), peer.Is(uidTunneld, cgroupTunneld)
 	switch op {
-	case egress.OpTable, egress.OpAttach:
+	case egress.OpTable, egress.OpAttach, egress.OpLink:
 		return fromInit
 	case egress.OpAdmit:
 		return fromTunneld
@@ -95,6 +95,8 @@ func (e *engine) act(peer sock.Peer, r egress.Request) error {
 		return e.setTable(r.Table)
 	case egress.OpAttach:
 		return e.attach(r.Ifindex)
+	case egress.OpLink:
+		return e.setLink(r.Ifindex, r.Link)
 	case egress.OpAdmit:
 		return e.admit(r.Gateway)
 	case egress.OpClose:
@@ -141,6 +143,21 @@ func (e *engine) attach(ifindex int) error {
 	}
 	e.gates[ifindex] = g
 	e.journal.Event(eventAttach, strconv.Itoa(ifindex), journal.Success, "hook", g.Hook().String())
+	return nil
+}
+
+// setLink tells a device's gate the facts of its link. A gate that cannot take them denies all, and with it every other.
+func (e *engine) setLink(ifindex int, facts egress.LinkFacts) error {
+	g, ok := e.gates[ifindex]
+	if !ok {
+		return fmt.Errorf("device %d has no gate", ifindex)
+	}
+	if err := g.SetLink(facts); err != nil {
+		e.journal.Event(eventLink, strconv.Itoa(ifindex), journal.Failure, "reason", err.Error())
+		return errors.Join(err, e.deny("link facts were not taken"))
+	}
+	e.journal.Event(eventLink, strconv.Itoa(ifindex), journal.Success, "addr4", facts.Addr4.String(), "router4", facts.Router4.String(),
+		"addr6", facts.Addr6.String(), "router6", facts.Router6.String())
 	return nil
 }
 

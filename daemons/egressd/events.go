@@ -9,5 +9,6 @@ const (
 	eventTable  = journal.ID("gate.table")  // init gave the classes that may ever be admitted
 	eventSwap   = journal.ID("gate.swap")   // a gateway's classes are in force
 	eventClose  = journal.ID("gate.close")  // deny-all is in force
+	eventLink   = journal.ID("gate.link")   // the facts of a device's link are in force
 	eventRefuse = journal.ID("gate.refuse") // someone asked for what he may not, or badly
 )

@@ -166,17 +166,17 @@ func (l *Link) dhcpIn(frame []byte) bool {
 		l.Now < l.State.dhcpUntil && [4]byte(body[4:]) == l.State.xid
 }
 
-// Words is the template in the form of the gate's map (struct dhcp_template): chunks of 57 bytes at a stride of 64.
-func (t DHCPTemplate) Words() (b [2 * dhcpChunks * dhcpStride]byte) {
-	for i := range dhcpChunks {
-		copy(b[i*dhcpStride:], t.Value[i*dhcpChunk:(i+1)*dhcpChunk])
-		copy(b[(dhcpChunks+i)*dhcpStride:], t.Mask[i*dhcpChunk:(i+1)*dhcpChunk])
+// Chunks is the template in the form of the gate's map (struct dhcp_chunk): per 57 bytes of the frame 64 of value and 64 of
+// mask. Those of message m begin at entry m * [DHCPChunks].
+func (t DHCPTemplate) Chunks() (b [DHCPChunks][128]byte) {
+	for i := range b {
+		copy(b[i][:64], t.Value[i*dhcpChunk:(i+1)*dhcpChunk])
+		copy(b[i][64:], t.Mask[i*dhcpChunk:(i+1)*dhcpChunk])
 	}
 	return b
 }
 
-const (
-	dhcpChunks = 6
-	dhcpChunk  = 57
-	dhcpStride = 64
-)
+// DHCPChunks is how many entries of the gate's map a template has.
+const DHCPChunks = 6
+
+const dhcpChunk = dhcpFrame / DHCPChunks // without a rest

@@ -190,7 +190,8 @@ func FuzzParse(f *testing.F) {
 }
 
 func requests() []Request {
-	return []Request{{Op: OpTable, Table: sample()}, {Op: OpTable}, {Op: OpAttach, Ifindex: 1<<31 - 1}, {Op: OpAdmit, Gateway: "gateway"}, {Op: OpClose}, {Op: OpStatus}}
+	return []Request{{Op: OpTable, Table: sample()}, {Op: OpTable}, {Op: OpAttach, Ifindex: 1<<31 - 1}, {Op: OpAdmit, Gateway: "gateway"}, {Op: OpClose}, {Op: OpStatus},
+		{Op: OpLink, Ifindex: 3}, {Op: OpLink, Ifindex: 3, Link: fullFacts()}}
 }
 
 func TestRequests(t *testing.T) {
@@ -200,7 +201,7 @@ func TestRequests(t *testing.T) {
 			t.Fatalf("%v: %d bytes, %v", r.Op, len(b), err)
 		}
 		got, err := ParseRequest(b)
-		if err != nil || got.Op != r.Op || got.Ifindex != r.Ifindex || got.Gateway != r.Gateway || !got.Table.Equal(r.Table) {
+		if err != nil || got.Op != r.Op || got.Ifindex != r.Ifindex || got.Gateway != r.Gateway || got.Link != r.Link || !got.Table.Equal(r.Table) {
 			t.Errorf("%v: %+v, %v", r.Op, got, err)
 		}
 		if _, err := ParseRequest(append(b, 0)); err == nil {
@@ -208,6 +209,7 @@ func TestRequests(t *testing.T) {
 		}
 	}
 	for _, r := range []Request{{}, {Op: 9}, {Op: OpAttach}, {Op: OpAttach, Ifindex: -1}, {Op: OpAttach, Ifindex: 1 << 31}, {Op: OpAdmit}, {Op: OpAdmit, Gateway: "A"},
+		{Op: OpLink, Link: fullFacts()}, {Op: OpLink, Ifindex: 3, Link: LinkFacts{Linkd: 1}},
 		{Op: OpTable, Table: Policy{Classes: []Class{{}}}}} {
 		if b, err := MarshalRequest(r); err == nil {
 			t.Errorf("%+v became %x", r, b)

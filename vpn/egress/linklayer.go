@@ -121,17 +121,16 @@ type LinkState struct {
 	xid       [4]byte
 }
 
-// UnmarshalBinary reads struct link_state of linklayer.h, so that program and model can start from one memory.
-func (s *LinkState) UnmarshalBinary(b []byte) error {
-	if len(b) != 8*len(s.arrival)+16 {
-		return fmt.Errorf("cannot read the state of a link: %d bytes", len(b))
-	}
-	for i := range s.arrival {
-		s.arrival[i] = binary.NativeEndian.Uint64(b[8*i:])
-	}
-	rest := b[8*len(s.arrival):]
-	s.dhcpUntil, s.xid = binary.NativeEndian.Uint64(rest), [4]byte(rest[8:])
-	return nil
+// LinkWords is the number of words of a link's state in the gate's map: the buckets, until when a reply is expected, and the
+// number of the request.
+const LinkWords = 2*linkKinds + 2
+
+// LinkStateOf takes the state over from the gate's map, so that program and model can start from one memory.
+func LinkStateOf(w [LinkWords]uint64) (s LinkState) {
+	copy(s.arrival[:], w[:])
+	s.dhcpUntil = w[2*linkKinds]
+	binary.LittleEndian.PutUint32(s.xid[:], uint32(w[2*linkKinds+1]))
+	return s
 }
 
 // take takes a token, or not.

@@ -12,7 +12,7 @@ import (
 // of them in turn.
 //
 //	request  op (1), then: table: the byte form of a policy · attach: ifindex (4) ·
-//	         admit: name · close, status: nothing
+//	         admit: name · close, status: nothing · link: ifindex (4), link facts (72)
 //	reply    ok (1: 0 or 1) · error text · admitted gateway · digest of the policy in
 //	         force (32) · changes (8) · number of devices (1) · per device: ifindex (4),
 //	         hook (1), 2 × Reasons counters (8)
@@ -40,6 +40,7 @@ const (
 	OpAdmit                // tunneld: admit one gateway's classes, and no other's
 	OpClose                // init, tunneld: deny all
 	OpStatus               // any daemon
+	OpLink   Op = 8        // init: the facts of a device's link
 )
 
 func (o Op) String() string {
@@ -54,6 +55,8 @@ func (o Op) String() string {
 		return "close"
 	case OpStatus:
 		return "status"
+	case OpLink:
+		return "link"
 	}
 	return fmt.Sprintf("op(%d)", uint8(o))
 }
@@ -61,9 +64,10 @@ func (o Op) String() string {
 // Request is one request to egressd. Fields that the operation does not have are zero.
 type Request struct {
 	Op      Op
-	Table   Policy // OpTable
-	Ifindex int    // OpAttach, 1 to 2^31-1
-	Gateway string // OpAdmit
+	Table   Policy    // OpTable
+	Ifindex int       // OpAttach, OpLink, 1 to 2^31-1
+	Gateway string    // OpAdmit
+	Link    LinkFacts // OpLink
 }
 
 // MarshalRequest returns the bytes of r.
@@ -76,11 +80,18 @@ func MarshalRequest(r Request) ([]byte, error) {
 			return nil, err
 		}
 		b = append(b, table...)
-	case OpAttach:
+	case OpAttach, OpLink:
 		if r.Ifindex < 1 || r.Ifindex > 1<<31-1 {
 			return nil, fmt.Errorf("cannot marshal a request: interface index %d", r.Ifindex)
 		}
 		b = binary.BigEndian.AppendUint32(b, uint32(r.Ifindex))
+		if r.Op == OpLink {
+			if err := r.Link.Check(); err != nil {
+				return nil, fmt.Errorf("cannot marshal a request: %w", err)
+			}
+			facts := r.Link.Bytes()
+			b = append(b, facts[:]...)
+		}
 	case OpAdmit:
 		if !validName(r.Gateway) {
 			return nil, fmt.Errorf("cannot marshal a request: gateway name %q", r.Gateway)
@@ -114,12 +125,18 @@ func parseRequest(b []byte) (Request, error) {
 		if r.Table, err = d.policy(); err != nil {
 			return r, err
 		}
-	case OpAttach:
+	case OpAttach, OpLink:
 		n := d.u32()
 		if n < 1 || n > 1<<31-1 {
 			return r, d.fail(fmt.Errorf("interface index %d", n))
 		}
 		r.Ifindex = int(n)
+		if r.Op == OpLink {
+			var err error
+			if r.Link, err = ParseLinkFacts([LinkFactsLen]byte(d.take(LinkFactsLen))); err != nil {
+				return r, d.fail(err)
+			}
+		}
 	case OpAdmit:
 		if r.Gateway = d.name(MaxName); !validName(r.Gateway) {
 			return r, d.fail(fmt.Errorf("gateway name %q", r.Gateway))

@@ -50,8 +50,10 @@ func (in *instance) tell(f egress.LinkFacts) error {
 		return fmt.Errorf("cannot write the link facts: %w", err)
 	}
 	for m := range egress.DHCPMessages {
-		if err := in.dhcp.Put(uint32(m), f.Template(m).Words()); err != nil {
-			return fmt.Errorf("cannot write a DHCP template: %w", err)
+		for i, chunk := range f.Template(m).Chunks() {
+			if err := in.dhcp.Put(uint32(int(m)*egress.DHCPChunks+i), chunk); err != nil {
+				return fmt.Errorf("cannot write a DHCP template: %w", err)
+			}
 		}
 	}
 	if err := errors.Join(in.facts.Freeze(), in.dhcp.Freeze()); err != nil {

@@ -142,24 +142,23 @@ func linkMutate(r *rand.Rand, f egress.LinkFacts, p *[]byte) {
 // gets the same, so that no clock decides.
 func putState(t *testing.T, s *subject, l *egress.Link, empty uint8, expected bool, xid [4]byte) {
 	t.Helper()
-	var b [64]byte
-	future := uint64(1) << 62
+	var w [egress.LinkWords]uint64
+	const future = 1 << 62
 	for i := range 6 {
 		if empty&(1<<i) != 0 {
-			binary.NativeEndian.PutUint64(b[8*i:], future)
+			w[i] = future
 		}
 	}
 	if expected {
-		binary.NativeEndian.PutUint64(b[48:], future)
+		w[6] = future
 	}
-	copy(b[56:], xid[:])
-	if err := s.link.Put(uint32(0), b); err != nil {
-		t.Fatal(err)
+	w[7] = uint64(binary.LittleEndian.Uint32(xid[:]))
+	for i, word := range w {
+		if err := s.link.Put(uint32(i), word); err != nil {
+			t.Fatal(err)
+		}
 	}
-	l.Now = 1 << 40
-	if err := l.State.UnmarshalBinary(b[:]); err != nil {
-		t.Fatal(err)
-	}
+	l.Now, l.State = 1<<40, egress.LinkStateOf(w)
 }
 
 // TestLinkProgramEqualsModel tries random and mutated ARP, ND and DHCP frames, with facts that are whole, partly there and
@@ -351,7 +350,7 @@ func TestLinkFactsInForce(t *testing.T) {
 		if n := differences(w.tunnel(), f); n == 0 {
 			t.Error("a lease that ended went unnoticed")
 		}
-		if err := g.link.Put(uint32(0), make([]byte, 64)); err == nil {
+		if err := g.link.Put(uint32(0), uint64(0)); err == nil {
 			t.Error("a process could fill the buckets")
 		}
 		return g.SetLink(f)

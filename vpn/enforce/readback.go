@@ -2,7 +2,6 @@ package enforce
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -250,10 +249,13 @@ func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
 		case "rules":
 			err = c.rules(d, m, info)
 		case "link_facts":
-			err = c.frozen(d, m, info, 0, c.facts.Bytes())
+			facts := c.facts.Bytes()
+			err = c.frozen(d, m, info, 0, facts[:])
 		case "link_dhcp":
-			for i := range egress.DHCPMessages {
-				err = errors.Join(err, c.frozen(d, m, info, uint32(i), c.facts.Template(i).Words()))
+			for message := range egress.DHCPMessages {
+				for i, chunk := range c.facts.Template(message).Chunks() {
+					err = errors.Join(err, c.frozen(d, m, info, uint32(int(message)*egress.DHCPChunks+i), chunk[:]))
+				}
 			}
 		case "link_state":
 			if !info.Frozen() {
@@ -273,16 +275,12 @@ func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
 }
 
 // frozen compares one entry of a frozen array.
-func (c *checker) frozen(d egress.Direction, m *ebpf.Map, info *ebpf.MapInfo, index uint32, want any) error {
+func (c *checker) frozen(d egress.Direction, m *ebpf.Map, info *ebpf.MapInfo, index uint32, want []byte) error {
 	got, err := m.LookupBytes(index)
 	if err != nil {
 		return fmt.Errorf("cannot read map %s: %w", info.Name, err)
 	}
-	b, err := binary.Append(nil, binary.NativeEndian, want)
-	if err != nil {
-		return fmt.Errorf("cannot compare map %s: %w", info.Name, err)
-	}
-	if !info.Frozen() || !bytes.Equal(got, b) {
+	if !info.Frozen() || !bytes.Equal(got, want) {
 		c.differ("%v: %s %d is not as wanted, or not frozen", d, info.Name, index)
 	}
 	return nil

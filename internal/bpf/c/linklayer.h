@@ -31,41 +31,40 @@ struct {
 } link_facts SEC(".maps");
 
 /* Outgoing DHCP is one of three messages, of one size. A frame is compared in
- * chunks: 342 = 6 * 57 bytes, each at a stride of 64. */
+ * chunks: 342 = 6 * 57 bytes, each an entry of 64. */
 enum { DHCP_DISCOVER, DHCP_SELECT, DHCP_RENEW, DHCP_MESSAGES };
 #define DHCP_FRAME 342
 #define DHCP_CHUNK 57
 #define DHCP_CHUNKS 6
 
-struct dhcp_template {
-	__u64 value[DHCP_CHUNKS * 8];
-	__u64 mask[DHCP_CHUNKS * 8]; /* a zero bit is not compared */
+struct dhcp_chunk {
+	__u64 value[8];
+	__u64 mask[8]; /* a zero bit is not compared */
 };
 
 struct {
 	__uint(type, MAP_ARRAY);
-	__uint(max_entries, DHCP_MESSAGES);
+	__uint(max_entries, DHCP_MESSAGES * DHCP_CHUNKS);
 	__uint(map_flags, F_RDONLY_PROG);
 	__type(key, __u32);
-	__type(value, struct dhcp_template);
+	__type(value, struct dhcp_chunk);
 } link_dhcp SEC(".maps");
 
 /* Token buckets, one per kind and direction, as theoretical arrival times (GCRA,
  * ITU-T I.371): one word each, so that one compare-and-swap takes a token. */
 enum { LINK_ARP, LINK_ND, LINK_DHCP, LINK_KINDS };
 
-struct link_state {
-	__u64 arrival[2 * LINK_KINDS]; /* ns */
-	__u64 dhcp_until;              /* ns; replies are expected until then */
-	__u32 dhcp_xid;                /* of the last request, as on the wire */
-	__u32 reserved;
-};
+/* What is remembered, one word an entry: the buckets by direction and kind (ns),
+ * until when a DHCP reply is expected (ns), and the number of the last request, as
+ * on the wire. Entries, not a struct: egressd holds no CAP_PERFMON, and then the
+ * verifier allows no variable offset that two paths computed. */
+enum { STATE_UNTIL = 2 * LINK_KINDS, STATE_XID, STATES };
 
 struct {
 	__uint(type, MAP_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, STATES);
 	__type(key, __u32);
-	__type(value, struct link_state);
+	__type(value, __u64);
 } link_state SEC(".maps");
 
 /* Keep in step with egress.LinkInterval and its neighbours. */
@@ -75,42 +74,54 @@ struct {
 #define DHCP_BURST 4                 /* … after four at once */
 #define DHCP_EXPECTED 10000000000ULL /* how long a reply is expected */
 
-INLINE int same(const __u8 *a, const __u8 *b, int n)
-{
-	__u8 difference = 0;
+/* Comparisons of n bytes, unrolled: macros, because a function is unrolled before
+ * it is inlined, when n is not known yet, and a loop over two paths' pointers needs
+ * CAP_PERFMON, which egressd does not hold. */
+#define EACH(n, a, term)                                \
+	({                                              \
+		const __u8 *a_ = (a);                   \
+		__u8 any_ = 0;                          \
+		_Pragma("unroll") for (int i_ = 0; i_ < (n); i_++) \
+			any_ |= (term);                 \
+		!any_;                                  \
+	})
+#define zero(a, n) EACH(n, a, a_[i_])
+#define filled(a, with, n) EACH(n, a, a_[i_] ^ (with))
+#define same(a, b, n)                                   \
+	({                                              \
+		const __u8 *b_ = (b);                   \
+		EACH(n, a, a_[i_] ^ b_[i_]);            \
+	})
 
-#pragma unroll
-	for (int i = 0; i < n; i++)
-		difference |= a[i] ^ b[i];
-	return !difference;
+/* Functions of their own: inlined into one, they take more stack than there is, and
+ * spill numbers where pointers were, which again needs CAP_PERFMON. */
+#define APART static __attribute__((noinline))
+
+APART int same16(const __u8 *a, const __u8 *b)
+{
+	return same(a, b, 16);
 }
 
-INLINE int zero(const __u8 *a, int n)
+APART int same6(const __u8 *a, const __u8 *b)
 {
-	__u8 any = 0;
-
-#pragma unroll
-	for (int i = 0; i < n; i++)
-		any |= a[i];
-	return !any;
+	return same(a, b, 6);
 }
 
-INLINE int filled(const __u8 *a, __u8 with, int n)
+APART int zero16(const __u8 *a)
 {
-	__u8 difference = 0;
-
-#pragma unroll
-	for (int i = 0; i < n; i++)
-		difference |= a[i] ^ with;
-	return !difference;
+	return zero(a, 16);
 }
 
 /* A token, or not. Two CPUs that want the last one at once: one of them gets it. */
-INLINE int take(struct link_state *state, int kind, int dir, __u64 now)
+INLINE int take(int kind, int dir, __u64 now)
 {
+	__u32 bucket = dir * LINK_KINDS + kind;
+	__u64 *word = bpf_map_lookup_elem(&link_state, &bucket);
 	__u64 interval = kind == LINK_DHCP && dir == DIR_EGRESS ? DHCP_INTERVAL : LINK_INTERVAL;
 	__u64 room = interval * ((kind == LINK_DHCP && dir == DIR_EGRESS ? DHCP_BURST : LINK_BURST) - 1);
-	__u64 *word = &state->arrival[dir * LINK_KINDS + kind];
+
+	if (!word)
+		return 0;
 	__u64 before = *word;
 	__u64 arrival = before > now ? before : now;
 
@@ -135,7 +146,7 @@ struct arp {
 };
 #define ARP_LEN 28
 
-INLINE enum reason arp(struct __sk_buff *skb, int dir, const struct link_facts *f, const struct ether *e)
+APART int arp(struct __sk_buff *skb, int dir, const struct link_facts *f, const struct ether *e)
 {
 	struct arp a = {};
 
@@ -160,17 +171,17 @@ INLINE enum reason arp(struct __sk_buff *skb, int dir, const struct link_facts *
 	int broadcast = filled(e->dst, 0xff, 6);
 
 	if (dir == DIR_EGRESS) {
-		if (!same(a.sha, f->mac, 6) || !same(a.spa, f->addr4, 4) || !same(a.tpa, f->router4, 4))
+		if (!same6(a.sha, f->mac) || !same(a.spa, f->addr4, 4) || !same(a.tpa, f->router4, 4))
 			return R_ARP;
 		if (request)
 			return zero(a.tha, 6) && (broadcast || !(e->dst[0] & 1)) ? ADMITTED : R_ARP;
-		return same(a.tha, e->dst, 6) && !(e->dst[0] & 1) ? ADMITTED : R_ARP;
+		return same6(a.tha, e->dst) && !(e->dst[0] & 1) ? ADMITTED : R_ARP;
 	}
-	if (!same(a.sha, e->src, 6) || !same(a.spa, f->router4, 4) || !same(a.tpa, f->addr4, 4))
+	if (!same6(a.sha, e->src) || !same(a.spa, f->router4, 4) || !same(a.tpa, f->addr4, 4))
 		return R_ARP;
 	if (request)
-		return (broadcast || same(e->dst, f->mac, 6)) && (zero(a.tha, 6) || same(a.tha, f->mac, 6)) ? ADMITTED : R_ARP;
-	return same(e->dst, f->mac, 6) && same(a.tha, f->mac, 6) ? ADMITTED : R_ARP;
+		return (broadcast || same6(e->dst, f->mac)) && (zero(a.tha, 6) || same6(a.tha, f->mac)) ? ADMITTED : R_ARP;
+	return same6(e->dst, f->mac) && same6(a.tha, f->mac) ? ADMITTED : R_ARP;
 }
 
 struct nd {
@@ -188,7 +199,7 @@ enum { RS = 133, RA = 134, NS = 135, NA = 136 };
 /* One of the device's own two addresses. */
 INLINE int own6(const struct link_facts *f, const __u8 *a)
 {
-	return same(a, f->local6, 16) || (!zero(f->addr6, 16) && same(a, f->addr6, 16));
+	return same16(a, f->local6) || (!zero16(f->addr6) && same16(a, f->addr6));
 }
 
 /* The solicited-node group of an address (RFC 4291 2.7.1) and its Ethernet group. */
@@ -209,12 +220,12 @@ INLINE int all(const __u8 *group, const __u8 *mac, __u8 which)
 	       mac[0] == 0x33 && mac[1] == 0x33 && zero(mac + 2, 3) && mac[5] == which;
 }
 
-INLINE enum reason nd(struct __sk_buff *skb, int dir, const struct link_facts *f, const struct ether *e)
+APART int nd(struct __sk_buff *skb, int dir, const struct link_facts *f, const struct ether *e)
 {
 	__u8 head[8], src[16], dst[16];
 	struct nd n = {};
 
-	if (zero(f->local6, 16) || skb->len < ETH_LEN + IPV6_LEN + 8)
+	if (zero16(f->local6) || skb->len < ETH_LEN + IPV6_LEN + 8)
 		return R_ND;
 	if (bpf_skb_load_bytes(skb, ETH_LEN, head, 8) || bpf_skb_load_bytes(skb, ETH_LEN + 8, src, 16) || bpf_skb_load_bytes(skb, ETH_LEN + 24, dst, 16))
 		return R_ND;
@@ -238,88 +249,93 @@ INLINE enum reason nd(struct __sk_buff *skb, int dir, const struct link_facts *f
 	if (n.code != 0)
 		return R_ND;
 	if (n.type == RS)
-		return dir == DIR_EGRESS && length == 8 && zero(n.flags, 4) && same(src, f->local6, 16) && all(dst, e->dst, 2) ? ADMITTED : R_ND;
+		return dir == DIR_EGRESS && length == 8 && zero(n.flags, 4) && same16(src, f->local6) && all(dst, e->dst, 2) ? ADMITTED : R_ND;
 	if (n.type == RA) {
 		if (dir == DIR_EGRESS || f->linkd == 0 || length < 16 || length % 8)
 			return R_ND;
-		if (src[0] != 0xfe || (src[1] & 0xc0) != 0x80 || (!zero(f->router6, 16) && !same(src, f->router6, 16)))
+		if (src[0] != 0xfe || (src[1] & 0xc0) != 0x80 || (!zero16(f->router6) && !same16(src, f->router6)))
 			return R_ND;
-		return all(dst, e->dst, 1) || (same(dst, f->local6, 16) && same(e->dst, f->mac, 6)) ? ADMITTED : R_ND;
+		return all(dst, e->dst, 1) || (same16(dst, f->local6) && same6(e->dst, f->mac)) ? ADMITTED : R_ND;
 	}
-	if (zero(f->router6, 16) || (length != sizeof(n) && length != ND_BARE))
+	if (zero16(f->router6) || (length != sizeof(n) && length != ND_BARE))
 		return R_ND;
 	int option = length == sizeof(n);
 
 	if (option && (n.option[0] != (n.type == NS ? 1 : 2) || n.option[1] != 1))
 		return R_ND;
 	if (dir == DIR_EGRESS) {
-		if (option && !same(n.option + 2, f->mac, 6))
+		if (option && !same6(n.option + 2, f->mac))
 			return R_ND;
 		if (n.type == NS) {
-			if (!option || !zero(n.flags, 4) || !own6(f, src) || !same(n.target, f->router6, 16))
+			if (!option || !zero(n.flags, 4) || !own6(f, src) || !same16(n.target, f->router6))
 				return R_ND;
-			return (solicited(dst, f->router6) && solicited_mac(e->dst, f->router6)) || (same(dst, f->router6, 16) && !(e->dst[0] & 1)) ? ADMITTED : R_ND;
+			return (solicited(dst, f->router6) && solicited_mac(e->dst, f->router6)) || (same16(dst, f->router6) && !(e->dst[0] & 1)) ? ADMITTED : R_ND;
 		}
 		/* Solicited; override goes with the option, as this kernel answers. */
 		if (n.flags[0] != (option ? 0x60 : 0x40) || !zero(n.flags + 1, 3))
 			return R_ND;
-		return own6(f, src) && same(src, n.target, 16) && same(dst, f->router6, 16) && !(e->dst[0] & 1) ? ADMITTED : R_ND;
+		return own6(f, src) && same16(src, n.target) && same16(dst, f->router6) && !(e->dst[0] & 1) ? ADMITTED : R_ND;
 	}
-	if (!same(src, f->router6, 16))
+	if (!same16(src, f->router6))
 		return R_ND;
 	if (n.type == NS) {
 		if (!zero(n.flags, 4) || !own6(f, n.target))
 			return R_ND;
-		return (solicited(dst, n.target) && solicited_mac(e->dst, n.target)) || (same(dst, n.target, 16) && same(e->dst, f->mac, 6)) ? ADMITTED : R_ND;
+		return (solicited(dst, n.target) && solicited_mac(e->dst, n.target)) || (same16(dst, n.target) && same6(e->dst, f->mac)) ? ADMITTED : R_ND;
 	}
 	if (!(n.flags[0] & 0x40) || (n.flags[0] & 0x1f) || !zero(n.flags + 1, 3))
 		return R_ND;
-	return same(n.target, f->router6, 16) && own6(f, dst) && same(e->dst, f->mac, 6) ? ADMITTED : R_ND;
+	return same16(n.target, f->router6) && own6(f, dst) && same6(e->dst, f->mac) ? ADMITTED : R_ND;
 }
 
 #define DHCP_AT (ETH_LEN + IPV4_LEN + 8)
 #define DHCP_TYPE_AT 284 /* the value of option 53, the first one */
 #define DHCP_CIADDR_AT 54
 
-INLINE enum reason dhcp_out(struct __sk_buff *skb, struct link_state *state, __u64 now)
+APART int dhcp_out(struct __sk_buff *skb, __u64 now)
 {
 	__u8 type, ciaddr[4];
-	__u32 message, xid;
+	__u32 xid;
+	__u64 message;
 
 	if (skb->len != DHCP_FRAME)
 		return R_DHCP;
 	if (bpf_skb_load_bytes(skb, DHCP_TYPE_AT, &type, 1) || bpf_skb_load_bytes(skb, DHCP_CIADDR_AT, ciaddr, 4) || bpf_skb_load_bytes(skb, DHCP_AT + 4, &xid, 4))
 		return R_DHCP;
 	message = type == 1 ? DHCP_DISCOVER : zero(ciaddr, 4) ? DHCP_SELECT : DHCP_RENEW;
-	struct dhcp_template *t = bpf_map_lookup_elem(&link_dhcp, &message);
+	__u64 difference = 0, any = 0, words[8] = {}; /* the last 7 bytes stay zero */
 
-	if (!t)
-		return R_DHCP;
-	__u64 difference = 0, any = 0, words[8] = {};
-
-	/* Not unrolled: the words have one place on the stack; the last 7 bytes stay zero. */
+	/* Not unrolled: the words have one place on the stack. */
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < DHCP_CHUNKS; i++) {
+		__u32 index = message * DHCP_CHUNKS + i;
+		struct dhcp_chunk *c = bpf_map_lookup_elem(&link_dhcp, &index);
 
-		if (bpf_skb_load_bytes(skb, i * DHCP_CHUNK, words, DHCP_CHUNK))
+		if (!c || bpf_skb_load_bytes(skb, i * DHCP_CHUNK, words, DHCP_CHUNK))
 			return R_DHCP;
 #pragma unroll
 		for (int j = 0; j < 8; j++) {
-			difference |= (words[j] ^ t->value[i * 8 + j]) & t->mask[i * 8 + j];
-			any |= t->mask[i * 8 + j];
+			difference |= (words[j] ^ c->value[j]) & c->mask[j];
+			any |= c->mask[j];
 		}
 	}
 	/* An empty template, as that of a renewal without an address, admits nothing. */
 	if (difference || !any)
 		return R_DHCP;
-	if (!take(state, LINK_DHCP, DIR_EGRESS, now))
+	__u32 until_at = STATE_UNTIL, xid_at = STATE_XID;
+	__u64 *until = bpf_map_lookup_elem(&link_state, &until_at);
+	__u64 *expected = bpf_map_lookup_elem(&link_state, &xid_at);
+
+	if (!until || !expected)
+		return R_DHCP;
+	if (!take(LINK_DHCP, DIR_EGRESS, now))
 		return R_LINK_RATE;
-	state->dhcp_xid = xid;
-	state->dhcp_until = now + DHCP_EXPECTED;
+	*expected = xid;
+	*until = now + DHCP_EXPECTED;
 	return ADMITTED;
 }
 
-INLINE enum reason dhcp_in(struct __sk_buff *skb, const struct link_facts *f, const struct ether *e, struct link_state *state, __u64 now)
+APART int dhcp_in(struct __sk_buff *skb, const struct link_facts *f, const struct ether *e, __u64 now)
 {
 	__u8 udp[8], dst[4], src[4], head[4], chaddr[6], magic[4];
 	__u32 xid;
@@ -331,13 +347,17 @@ INLINE enum reason dhcp_in(struct __sk_buff *skb, const struct link_facts *f, co
 		return R_DHCP;
 	if (ETH_LEN + IPV4_LEN + (udp[4] << 8 | udp[5]) != skb->len || src[0] == 0 || src[0] == 127 || src[0] >= 224)
 		return R_DHCP;
-	if (!(filled(e->dst, 0xff, 6) || same(e->dst, f->mac, 6)) || !(filled(dst, 0xff, 4) || (!zero(f->addr4, 4) && same(dst, f->addr4, 4))))
+	if (!(filled(e->dst, 0xff, 6) || same6(e->dst, f->mac)) || !(filled(dst, 0xff, 4) || (!zero(f->addr4, 4) && same(dst, f->addr4, 4))))
 		return R_DHCP;
-	if (head[0] != 2 || head[1] != 1 || head[2] != 6 || !same(chaddr, f->mac, 6) || magic[0] != 99 || magic[1] != 130 || magic[2] != 83 || magic[3] != 99)
+	if (head[0] != 2 || head[1] != 1 || head[2] != 6 || !same6(chaddr, f->mac) || magic[0] != 99 || magic[1] != 130 || magic[2] != 83 || magic[3] != 99)
 		return R_DHCP;
-	if (now >= state->dhcp_until || xid != state->dhcp_xid)
+	__u32 until_at = STATE_UNTIL, xid_at = STATE_XID;
+	__u64 *until = bpf_map_lookup_elem(&link_state, &until_at);
+	__u64 *expected = bpf_map_lookup_elem(&link_state, &xid_at);
+
+	if (!until || !expected || now >= *until || xid != *expected)
 		return R_DHCP;
-	return take(state, LINK_DHCP, DIR_INGRESS, now) ? ADMITTED : R_LINK_RATE;
+	return take(LINK_DHCP, DIR_INGRESS, now) ? ADMITTED : R_LINK_RATE;
 }
 
 /*
@@ -346,18 +366,17 @@ INLINE enum reason dhcp_in(struct __sk_buff *skb, const struct link_facts *f, co
  * for UDP behind a checked IPv4 header, from 68 to 67 when it goes and the other
  * way when it comes, that no class admits.
  */
-static __attribute__((noinline)) int link_decide(struct __sk_buff *skb, int dir, int kind)
+APART int link_decide(struct __sk_buff *skb, int dir, int kind)
 {
 	int refused = kind == LINK_ARP ? R_ARP : kind == LINK_ND ? R_ND : R_DHCP;
 	__u32 index = 0;
 	struct link_facts *f = bpf_map_lookup_elem(&link_facts, &index);
-	struct link_state *state = bpf_map_lookup_elem(&link_state, &index);
 	struct ether e;
 	int reason;
 
-	if (!f || !state || bpf_skb_load_bytes(skb, 0, &e, sizeof(e)))
+	if (!f || bpf_skb_load_bytes(skb, 0, &e, sizeof(e)))
 		return refused;
-	if (zero(f->mac, 6) || (dir == DIR_EGRESS ? !same(e.src, f->mac, 6) : (e.src[0] & 1) || same(e.src, f->mac, 6)))
+	if (zero(f->mac, 6) || (dir == DIR_EGRESS ? !same6(e.src, f->mac) : (e.src[0] & 1) || same6(e.src, f->mac)))
 		return refused;
 	__u64 now = bpf_ktime_get_ns();
 	__u8 type = 0;
@@ -372,9 +391,9 @@ static __attribute__((noinline)) int link_decide(struct __sk_buff *skb, int dir,
 			return R_CGROUP;
 	}
 	if (kind == LINK_DHCP)
-		return dir == DIR_EGRESS ? dhcp_out(skb, state, now) : f->linkd ? dhcp_in(skb, f, &e, state, now) : R_DHCP;
+		return dir == DIR_EGRESS ? dhcp_out(skb, now) : f->linkd ? dhcp_in(skb, f, &e, now) : R_DHCP;
 	reason = kind == LINK_ARP ? arp(skb, dir, f, &e) : nd(skb, dir, f, &e);
 	if (reason != ADMITTED)
 		return reason;
-	return take(state, kind, dir, now) ? ADMITTED : R_LINK_RATE;
+	return take(kind, dir, now) ? ADMITTED : R_LINK_RATE;
 }

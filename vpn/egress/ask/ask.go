@@ -64,6 +64,12 @@ func (c *Client) Attach(ctx context.Context, ifindex int) (egress.Status, error)
 	return c.do(ctx, egress.Request{Op: egress.OpAttach, Ifindex: ifindex})
 }
 
+// Link tells the facts of the link of a device that has the gate (init): what of the link-layer minimum it admits. What is
+// admitted otherwise stays.
+func (c *Client) Link(ctx context.Context, ifindex int, facts egress.LinkFacts) (egress.Status, error) {
+	return c.do(ctx, egress.Request{Op: egress.OpLink, Ifindex: ifindex, Link: facts})
+}
+
 // Admit admits the classes of one gateway and no other's (tunneld).
 func (c *Client) Admit(ctx context.Context, gateway string) (egress.Status, error) {
 	return c.do(ctx, egress.Request{Op: egress.OpAdmit, Gateway: gateway})
