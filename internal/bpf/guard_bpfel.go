@@ -16,16 +16,28 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	GuardMapHandset           = "handset"
-	GuardMapSeen              = "seen"
-	GuardMapSupervisors       = "supervisors"
-	GuardProgGuardBpf         = "guard_bpf"
-	GuardProgGuardInode       = "guard_inode"
-	GuardProgGuardIoctl       = "guard_ioctl"
-	GuardProgGuardIoctlCompat = "guard_ioctl_compat"
-	GuardProgGuardNetlink     = "guard_netlink"
-	GuardProgGuardPtrace      = "guard_ptrace"
-	GuardProgGuardSocket      = "guard_socket"
+	GuardMapHandset             = "handset"
+	GuardMapSeen                = "seen"
+	GuardMapSupervisors         = "supervisors"
+	GuardProgGuardBpf           = "guard_bpf"
+	GuardProgGuardInode         = "guard_inode"
+	GuardProgGuardIoctl         = "guard_ioctl"
+	GuardProgGuardIoctlCompat   = "guard_ioctl_compat"
+	GuardProgGuardKill          = "guard_kill"
+	GuardProgGuardLockdown      = "guard_lockdown"
+	GuardProgGuardModuleData    = "guard_module_data"
+	GuardProgGuardModuleFile    = "guard_module_file"
+	GuardProgGuardModuleRequest = "guard_module_request"
+	GuardProgGuardMount         = "guard_mount"
+	GuardProgGuardMove          = "guard_move"
+	GuardProgGuardNetlink       = "guard_netlink"
+	GuardProgGuardPerf          = "guard_perf"
+	GuardProgGuardPtrace        = "guard_ptrace"
+	GuardProgGuardSendmsg       = "guard_sendmsg"
+	GuardProgGuardSetsockopt    = "guard_setsockopt"
+	GuardProgGuardSocket        = "guard_socket"
+	GuardProgGuardUmount        = "guard_umount"
+	GuardProgGuardUserns        = "guard_userns"
 )
 
 // LoadGuard returns the embedded CollectionSpec for Guard.
@@ -70,13 +82,25 @@ type GuardSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GuardProgramSpecs struct {
-	GuardBpf         *ebpf.ProgramSpec `ebpf:"guard_bpf"`
-	GuardInode       *ebpf.ProgramSpec `ebpf:"guard_inode"`
-	GuardIoctl       *ebpf.ProgramSpec `ebpf:"guard_ioctl"`
-	GuardIoctlCompat *ebpf.ProgramSpec `ebpf:"guard_ioctl_compat"`
-	GuardNetlink     *ebpf.ProgramSpec `ebpf:"guard_netlink"`
-	GuardPtrace      *ebpf.ProgramSpec `ebpf:"guard_ptrace"`
-	GuardSocket      *ebpf.ProgramSpec `ebpf:"guard_socket"`
+	GuardBpf           *ebpf.ProgramSpec `ebpf:"guard_bpf"`
+	GuardInode         *ebpf.ProgramSpec `ebpf:"guard_inode"`
+	GuardIoctl         *ebpf.ProgramSpec `ebpf:"guard_ioctl"`
+	GuardIoctlCompat   *ebpf.ProgramSpec `ebpf:"guard_ioctl_compat"`
+	GuardKill          *ebpf.ProgramSpec `ebpf:"guard_kill"`
+	GuardLockdown      *ebpf.ProgramSpec `ebpf:"guard_lockdown"`
+	GuardModuleData    *ebpf.ProgramSpec `ebpf:"guard_module_data"`
+	GuardModuleFile    *ebpf.ProgramSpec `ebpf:"guard_module_file"`
+	GuardModuleRequest *ebpf.ProgramSpec `ebpf:"guard_module_request"`
+	GuardMount         *ebpf.ProgramSpec `ebpf:"guard_mount"`
+	GuardMove          *ebpf.ProgramSpec `ebpf:"guard_move"`
+	GuardNetlink       *ebpf.ProgramSpec `ebpf:"guard_netlink"`
+	GuardPerf          *ebpf.ProgramSpec `ebpf:"guard_perf"`
+	GuardPtrace        *ebpf.ProgramSpec `ebpf:"guard_ptrace"`
+	GuardSendmsg       *ebpf.ProgramSpec `ebpf:"guard_sendmsg"`
+	GuardSetsockopt    *ebpf.ProgramSpec `ebpf:"guard_setsockopt"`
+	GuardSocket        *ebpf.ProgramSpec `ebpf:"guard_socket"`
+	GuardUmount        *ebpf.ProgramSpec `ebpf:"guard_umount"`
+	GuardUserns        *ebpf.ProgramSpec `ebpf:"guard_userns"`
 }
 
 // GuardMapSpecs contains maps before they are loaded into the kernel.
@@ -137,13 +161,25 @@ type GuardVariables struct {
 //
 // It can be passed to LoadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GuardPrograms struct {
-	GuardBpf         *ebpf.Program `ebpf:"guard_bpf"`
-	GuardInode       *ebpf.Program `ebpf:"guard_inode"`
-	GuardIoctl       *ebpf.Program `ebpf:"guard_ioctl"`
-	GuardIoctlCompat *ebpf.Program `ebpf:"guard_ioctl_compat"`
-	GuardNetlink     *ebpf.Program `ebpf:"guard_netlink"`
-	GuardPtrace      *ebpf.Program `ebpf:"guard_ptrace"`
-	GuardSocket      *ebpf.Program `ebpf:"guard_socket"`
+	GuardBpf           *ebpf.Program `ebpf:"guard_bpf"`
+	GuardInode         *ebpf.Program `ebpf:"guard_inode"`
+	GuardIoctl         *ebpf.Program `ebpf:"guard_ioctl"`
+	GuardIoctlCompat   *ebpf.Program `ebpf:"guard_ioctl_compat"`
+	GuardKill          *ebpf.Program `ebpf:"guard_kill"`
+	GuardLockdown      *ebpf.Program `ebpf:"guard_lockdown"`
+	GuardModuleData    *ebpf.Program `ebpf:"guard_module_data"`
+	GuardModuleFile    *ebpf.Program `ebpf:"guard_module_file"`
+	GuardModuleRequest *ebpf.Program `ebpf:"guard_module_request"`
+	GuardMount         *ebpf.Program `ebpf:"guard_mount"`
+	GuardMove          *ebpf.Program `ebpf:"guard_move"`
+	GuardNetlink       *ebpf.Program `ebpf:"guard_netlink"`
+	GuardPerf          *ebpf.Program `ebpf:"guard_perf"`
+	GuardPtrace        *ebpf.Program `ebpf:"guard_ptrace"`
+	GuardSendmsg       *ebpf.Program `ebpf:"guard_sendmsg"`
+	GuardSetsockopt    *ebpf.Program `ebpf:"guard_setsockopt"`
+	GuardSocket        *ebpf.Program `ebpf:"guard_socket"`
+	GuardUmount        *ebpf.Program `ebpf:"guard_umount"`
+	GuardUserns        *ebpf.Program `ebpf:"guard_userns"`
 }
 
 func (p *GuardPrograms) Close() error {
@@ -152,9 +188,21 @@ func (p *GuardPrograms) Close() error {
 		p.GuardInode,
 		p.GuardIoctl,
 		p.GuardIoctlCompat,
+		p.GuardKill,
+		p.GuardLockdown,
+		p.GuardModuleData,
+		p.GuardModuleFile,
+		p.GuardModuleRequest,
+		p.GuardMount,
+		p.GuardMove,
 		p.GuardNetlink,
+		p.GuardPerf,
 		p.GuardPtrace,
+		p.GuardSendmsg,
+		p.GuardSetsockopt,
 		p.GuardSocket,
+		p.GuardUmount,
+		p.GuardUserns,
 	)
 }
 

@@ -14,8 +14,15 @@
 
 #define EPERM 1
 
+struct sock_common {
+	unsigned short skc_family;
+} CORE;
 struct sock {
+	struct sock_common __sk_common;
 	__u16 sk_protocol;
+} CORE;
+struct socket {
+	struct sock *sk;
 } CORE;
 struct sk_buff {
 	unsigned int len;
@@ -26,7 +33,21 @@ struct super_block {
 	unsigned long s_magic;
 } CORE;
 struct inode {
+	unsigned short i_mode;
 	struct super_block *i_sb;
+} CORE;
+struct vfsmount {
+	struct super_block *mnt_sb;
+} CORE;
+struct path {
+	struct vfsmount *mnt;
+} CORE;
+struct proc_dir_entry;
+struct ctl_table_header;
+struct proc_inode {
+	struct proc_dir_entry *pde;
+	struct ctl_table_header *sysctl;
+	struct inode vfs_inode;
 } CORE;
 
 /* Keep in step with guard.HookSocket and the others. */
@@ -37,7 +58,15 @@ enum hook {
 	HOOK_BPF,
 	HOOK_INODE_PERMISSION,
 	HOOK_PTRACE,
-	HOOKS = 8,
+	HOOK_SETSOCKOPT,
+	HOOK_SENDMSG,
+	HOOK_MOUNT,
+	HOOK_KILL,
+	HOOK_MODULE,
+	HOOK_PERF,
+	HOOK_USERNS,
+	HOOK_LOCKDOWN,
+	HOOKS = 16,
 };
 /* A task outside the handset is not counted. */
 enum outcome { TRUSTED, ALLOWED, REFUSED, OUTCOMES = 4 };
@@ -255,12 +284,31 @@ int guard_bpf(__u64 *ctx)
 #define SYSFS_MAGIC 0x62656572
 #define CGROUP2_MAGIC 0x63677270
 #define BPFFS_MAGIC 0xcafe4a11
+#define PROC_SUPER_MAGIC 0x9fa0
+#define S_IFMT 0170000
+#define S_IFREG 0100000
 
-/* Three file systems are the kernel's switches, not files:
+/* Of procfs the files that are not of a process: /proc/sys (forwarding, the
+ * programs that the kernel starts for a core dump or a module), /proc/net
+ * (pktgen), /proc/sysrq-trigger. A process's own (oom_score_adj, comm) stay. */
+INLINE int kernel_switch(struct inode *inode)
+{
+	struct proc_inode *p = (void *)inode - __builtin_preserve_field_info(((struct proc_inode *)0)->vfs_inode, 0);
+	void *of[2] = {};
+
+	if ((inode->i_mode & S_IFMT) != S_IFREG)
+		return 0;
+	if (bpf_probe_read_kernel(&of[0], sizeof(of[0]), &p->pde) || bpf_probe_read_kernel(&of[1], sizeof(of[1]), &p->sysctl))
+		return 1;
+	return of[0] || of[1];
+}
+
+/* Four file systems are the kernel's switches, not files:
  *   sysfs    /sys/class/net/DEVICE/flags sets a link up with no netlink at all;
  *   cgroup2  a process that writes itself into another cgroup has left the guard,
  *            or put on the tunnel's identity (clone3 into a cgroup asks here too);
- *   bpffs    removing a pin may be the end of a link. */
+ *   bpffs    removing a pin may be the end of a link;
+ *   procfs   see above. */
 SEC("lsm/inode_permission")
 int guard_inode(__u64 *ctx)
 {
@@ -271,7 +319,8 @@ int guard_inode(__u64 *ctx)
 		return 0;
 	unsigned long magic = inode->i_sb->s_magic;
 
-	if (magic != SYSFS_MAGIC && magic != CGROUP2_MAGIC && magic != BPFFS_MAGIC)
+	if (magic != SYSFS_MAGIC && magic != CGROUP2_MAGIC && magic != BPFFS_MAGIC &&
+	    (magic != PROC_SUPER_MAGIC || !kernel_switch(inode)))
 		return 0;
 	if (!judged(HOOK_INODE_PERMISSION))
 		return 0;
@@ -280,7 +329,8 @@ int guard_inode(__u64 *ctx)
 
 #define PTRACE_MODE_ATTACH 2
 
-/* Who can write into a supervisor's memory, or take its descriptors, is it. */
+/* Who can write into another process's memory, or take its descriptors, is it: a
+ * supervisor, a daemon with keys, or, on a desk, a process outside. */
 SEC("lsm/ptrace_access_check")
 int guard_ptrace(__u64 *ctx)
 {
@@ -289,7 +339,161 @@ int guard_ptrace(__u64 *ctx)
 
 	if (!(mode & PTRACE_MODE_ATTACH) || !judged(HOOK_PTRACE))
 		return 0;
-	return answer(HOOK_PTRACE, supervisor(child));
+	struct task_struct *self = bpf_get_current_task_btf();
+
+	return answer(HOOK_PTRACE, child->tgid != self->tgid);
+}
+
+#define SOL_SOCKET 1
+#define SO_MARK 36
+#define SOL_PACKET 263
+#define SOL_XDP 283
+
+/* A packet socket that was opened elsewhere and handed in must not get a ring or
+ * pass the qdisc by; a mark is what many take for the tunnel's identity. */
+SEC("lsm/socket_setsockopt")
+int guard_setsockopt(__u64 *ctx)
+{
+	int level = (int)ctx[1], option = (int)ctx[2];
+
+	if (level != SOL_PACKET && level != SOL_XDP && (level != SOL_SOCKET || option != SO_MARK))
+		return 0;
+	if (!judged(HOOK_SETSOCKOPT))
+		return 0;
+	return answer(HOOK_SETSOCKOPT, 1);
+}
+
+/* Nor can it be used: a send on it ends here, one that only rings for a ring too. */
+SEC("lsm/socket_sendmsg")
+int guard_sendmsg(__u64 *ctx)
+{
+	struct socket *sock = (void *)ctx[0];
+	struct sock *sk = sock->sk;
+
+	if (!sk)
+		return 0;
+	unsigned short family = sk->__sk_common.skc_family;
+
+	if (family == AF_INET || family == AF_INET6 || family == AF_UNIX || family == AF_NETLINK)
+		return 0;
+	if (!judged(HOOK_SENDMSG))
+		return 0;
+	return answer(HOOK_SENDMSG, 1);
+}
+
+#define MS_MOVE 0x2000
+
+INLINE int switches(struct vfsmount *mnt)
+{
+	unsigned long magic = mnt->mnt_sb->s_magic;
+
+	return magic == BPFFS_MAGIC || magic == CGROUP2_MAGIC;
+}
+
+/* The pins live as long as their file system is mounted somewhere. */
+SEC("lsm/sb_umount")
+int guard_umount(__u64 *ctx)
+{
+	struct vfsmount *mnt = (void *)ctx[0];
+
+	if (!switches(mnt) || !judged(HOOK_MOUNT))
+		return 0;
+	return answer(HOOK_MOUNT, 1);
+}
+
+SEC("lsm/move_mount")
+int guard_move(__u64 *ctx)
+{
+	struct path *from = (void *)ctx[0];
+
+	if (!switches(from->mnt) || !judged(HOOK_MOUNT))
+		return 0;
+	return answer(HOOK_MOUNT, 1);
+}
+
+/* mount(2) gives what it moves as a path that may change: refused whole. */
+SEC("lsm/sb_mount")
+int guard_mount(__u64 *ctx)
+{
+	unsigned long flags = (unsigned long)ctx[3];
+
+	if (!(flags & MS_MOVE) || !judged(HOOK_MOUNT))
+		return 0;
+	return answer(HOOK_MOUNT, 1);
+}
+
+/* A supervisor that is stopped or dead supervises nothing. Signal 0 only asks. */
+SEC("lsm/task_kill")
+int guard_kill(__u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[0];
+	int sig = (int)ctx[2];
+
+	if (!sig || !supervisor(task) || !judged(HOOK_KILL))
+		return 0;
+	return answer(HOOK_KILL, 1);
+}
+
+/* Code in the kernel is above every rule here; and what a module brings (a tunnel,
+ * a redirect, pktgen) the handset's kernel should have or not have, not get. */
+SEC("lsm/kernel_module_request")
+int guard_module_request(__u64 *ctx)
+{
+	if (!judged(HOOK_MODULE))
+		return 0;
+	return answer(HOOK_MODULE, 1);
+}
+
+#define READING_MODULE 2
+#define READING_KEXEC_IMAGE 3
+
+SEC("lsm/kernel_read_file")
+int guard_module_file(__u64 *ctx)
+{
+	int id = (int)ctx[1];
+
+	if ((id != READING_MODULE && id != READING_KEXEC_IMAGE) || !judged(HOOK_MODULE))
+		return 0;
+	return answer(HOOK_MODULE, 1);
+}
+
+SEC("lsm/kernel_load_data")
+int guard_module_data(__u64 *ctx)
+{
+	int id = (int)ctx[0];
+
+	if ((id != READING_MODULE && id != READING_KEXEC_IMAGE) || !judged(HOOK_MODULE))
+		return 0;
+	return answer(HOOK_MODULE, 1);
+}
+
+/* Perf events attach programs and read the kernel. */
+SEC("lsm/perf_event_open")
+int guard_perf(__u64 *ctx)
+{
+	if (!judged(HOOK_PERF))
+		return 0;
+	return answer(HOOK_PERF, 1);
+}
+
+/* In a user namespace of its own anyone has every capability, and can take a
+ * device there that lies in a namespace it may administer. */
+SEC("lsm/userns_create")
+int guard_userns(__u64 *ctx)
+{
+	if (!judged(HOOK_USERNS))
+		return 0;
+	return answer(HOOK_USERNS, 1);
+}
+
+/* What the kernel's own lockdown refuses on a phone: /dev/mem, ports, kprobes,
+ * debugfs, … */
+SEC("lsm/locked_down")
+int guard_lockdown(__u64 *ctx)
+{
+	if (!judged(HOOK_LOCKDOWN))
+		return 0;
+	return answer(HOOK_LOCKDOWN, 1);
 }
 
 char _license[] SEC("license") = "GPL";

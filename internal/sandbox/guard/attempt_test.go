@@ -3,10 +3,11 @@ package guard
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -16,9 +17,12 @@ import (
 
 // attempts are what the attacker tries; each returns the kernel's answer.
 var attemptOrder = []string{"packet", "xdp", "key", "vsock", "netlink-up", "netlink-second", "netlink-xfrm", "netlink-netfilter", "genl-family",
-	"ioctl-up", "ioctl-ethtool", "ioctl-bridge", "ioctl-tunnel", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "unlink-pin", "ptrace-supervisor"}
+	"ioctl-up", "ioctl-ethtool", "ioctl-bridge", "ioctl-tunnel", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "unlink-pin", "ptrace-supervisor",
+	"ptrace-other", "mark", "packet-option", "xdp-option", "passed-packet", "umount-bpffs", "move-bpffs", "new-move-bpffs", "kill-supervisor", "module-file",
+	"module-data", "perf", "userns", "sysctl", "sysrq", "dev-mem"}
 
-var harmlessOrder = []string{"udp", "unix", "netlink-get", "genl-ctrl", "ioctl-get", "sysfs-read", "file-write"}
+var harmlessOrder = []string{"udp", "unix", "netlink-get", "genl-ctrl", "ioctl-get", "sysfs-read", "file-write",
+	"own-comm", "own-memory", "buffer-option", "ask-supervisor", "own-mount"}
 
 func attempt(what string) error {
 	socket := func(family, kind, protocol int) error {
@@ -122,15 +126,66 @@ func attempt(what string) error {
 	case "unlink-pin":
 		return os.Remove(os.Getenv("PIN"))
 	case "ptrace-supervisor":
+		return openToWrite("/proc/" + os.Getenv("SUPERVISOR") + "/mem")
+	case "ptrace-other":
+		return openToWrite("/proc/" + os.Getenv("OTHER") + "/mem")
+	case "own-memory":
+		return openToWrite("/proc/self/mem")
+	case "own-comm":
+		return os.WriteFile("/proc/self/comm", []byte("attacker"), 0)
+	case "sysctl":
+		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
+	case "sysrq":
+		return openToWrite("/proc/sysrq-trigger")
+	case "dev-mem":
+		return openToWrite("/dev/mem")
+	case "mark", "packet-option", "xdp-option", "buffer-option":
+		option := map[string][2]int{"mark": {unix.SOL_SOCKET, unix.SO_MARK}, "packet-option": {unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS},
+			"xdp-option": {unix.SOL_XDP, unix.XDP_TX_RING}, "buffer-option": {unix.SOL_SOCKET, unix.SO_RCVBUF}}[what]
+		// The rule is for any socket: it looks before the socket's own code does.
+		return withSocket(unix.AF_INET, 0, func(fd int) error { return unix.SetsockoptInt(fd, option[0], option[1], 4096) })
+	case "passed-packet": // the test opened it and handed it in as descriptor 3
+		i, err := net.InterfaceByName("usb0")
+		if err != nil {
+			return err
+		}
+		return unix.Sendto(3, make([]byte, 60), 0, &unix.SockaddrLinklayer{Ifindex: i.Index, Halen: 6})
+	case "umount-bpffs", "move-bpffs", "new-move-bpffs", "own-mount":
+		done := make(chan error)
+		go func() { done <- remount(what, filepath.Dir(os.Getenv("PIN"))) }()
+		return <-done
+	case "autoload": // no socket of this family was opened before: the kernel asks for crypto_user
+		return withSocket(unix.AF_NETLINK, unix.NETLINK_CRYPTO, func(int) error { return nil })
+	case "kill-supervisor", "ask-supervisor":
 		pid, err := strconv.Atoi(os.Getenv("SUPERVISOR"))
 		if err != nil {
 			return err
 		}
-		f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
+		sig := unix.SIGCONT // harmless, and judged like any other
+		if what == "ask-supervisor" {
+			sig = 0
+		}
+		return unix.Kill(pid, sig)
+	case "module-file":
+		f, err := os.Open("/bin/true") // no module: whoever may load one gets ENOEXEC
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return unix.FinitModule(int(f.Fd()), "", 0)
+	case "module-data":
+		return unix.InitModule(make([]byte, 4096), "")
+	case "perf":
+		fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_DUMMY,
+			Size: uint32(unsafe.Sizeof(unix.PerfEventAttr{}))}, 0, -1, -1, 0)
 		if err == nil {
-			return f.Close()
+			return unix.Close(fd)
 		}
 		return err
+	case "userns":
+		cmd := exec.Command("/bin/true")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
+		return cmd.Run()
 	case "file-write":
 		f, err := os.CreateTemp("", "guard")
 		if err == nil {
@@ -139,6 +194,37 @@ func attempt(what string) error {
 		return err
 	}
 	return errors.New("unknown attempt")
+}
+
+func openToWrite(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err == nil {
+		return f.Close()
+	}
+	return err
+}
+
+// remount takes the BPF file system away in a mount namespace of the attacker's own: what
+// is judged is the same, and a test loses nothing.
+func remount(what, bpffs string) error {
+	dir, err := os.MkdirTemp("", "moved")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dir)
+	runtime.LockOSThread() // for good: the thread ends with its goroutine
+	if err := errors.Join(unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_FS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")); err != nil {
+		return err
+	}
+	switch what {
+	case "umount-bpffs":
+		return unix.Unmount(bpffs, unix.MNT_DETACH)
+	case "move-bpffs":
+		return unix.Mount(bpffs, dir, "", unix.MS_MOVE, "")
+	case "new-move-bpffs":
+		return unix.MoveMount(unix.AT_FDCWD, bpffs, unix.AT_FDCWD, dir, 0)
+	}
+	return errors.Join(unix.Mount("tmpfs", dir, "tmpfs", 0, ""), unix.Unmount(dir, 0))
 }
 
 func message(kind, flags int, body []byte) []byte {

@@ -4,11 +4,18 @@
 //
 // It has two forms. [Install] takes the first that the kernel runs.
 //
-// [LSM], BPF LSM programs, refuses with EPERM before anything happens: sockets of every family but unix, inet and netlink;
-// link, route, neighbour and filter changes by netlink and ioctl; bpf(); writing to sysfs, cgroup2 and bpffs; ptrace access
-// to supervisors. No one but a supervisor can bring a device up.
-// It does not stop: a kernel module, /dev/mem, ptrace between processes that are no supervisors, writes to /proc/sys,
-// SO_MARK, and a descriptor (a packet socket, a bpf link) opened outside the handset and handed in.
+// [LSM], BPF LSM programs, refuses with EPERM before anything happens:
+//   - sockets of every family but unix, inet and netlink; a send on one that was opened elsewhere and handed in; every option
+//     of packet and XDP sockets, and SO_MARK;
+//   - link, route, neighbour, filter and IPsec changes by netlink and ioctl; bpf(); perf events;
+//   - writing to sysfs, cgroup2, bpffs and the kernel's switches in procfs (/proc/sys, /proc/net, sysrq-trigger); unmounting
+//     or moving bpffs and cgroup2;
+//   - ptrace access (also /proc/PID/mem and pidfd_getfd) to every other process; signals to supervisors;
+//   - new user namespaces; kernel modules, asked for or brought along; what the kernel's lockdown mode refuses (/dev/mem, …).
+//
+// No one but a supervisor can bring a device up.
+// It does not stop: entering another namespace of the handset by setns, mounting over what a supervisor reads, a
+// bpf link that was opened outside the handset and handed in.
 //
 // [Calls], raw tracepoints and cgroup programs, for kernels that take no LSM programs.
 //

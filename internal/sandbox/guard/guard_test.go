@@ -68,6 +68,12 @@ func unguarded(t *testing.T) *guarded {
 		}
 	})
 	w.hotplug("usb0")
+	for _, protocol := range []int{unix.NETLINK_XFRM, unix.NETLINK_NETFILTER} {
+		// The kernel may have to load these first, which it does not do for an attacker.
+		if err := withSocket(unix.AF_NETLINK, protocol, func(int) error { return nil }); err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
+			t.Fatal(err)
+		}
+	}
 	return w
 }
 
@@ -161,6 +167,8 @@ func cgroup2(t *testing.T) string {
 
 // start starts a command as root with every capability, the desk's file system, the
 // network namespace and a cgroup: what rempart-lab exec gives an attacker.
+//
+// It also hands in a packet socket, as descriptor 3.
 func (w *guarded) start(cgroup string, out *strings.Builder, env []string, name string, args ...string) *exec.Cmd {
 	w.t.Helper()
 	dir, err := os.Open(cgroup)
@@ -172,7 +180,16 @@ func (w *guarded) start(cgroup string, out *strings.Builder, env []string, name 
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	cmd.Stdout, cmd.Stderr = out, out
-	if err := w.ns.Do(cmd.Start); err != nil {
+	if err := w.ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		packet := os.NewFile(uintptr(fd), "packet socket")
+		defer packet.Close()
+		cmd.ExtraFiles = []*os.File{packet}
+		return cmd.Start()
+	}); err != nil {
 		w.t.Fatal(err)
 	}
 	return cmd
@@ -214,7 +231,7 @@ func (w *guarded) try(cgroup string, what ...string) map[string]string {
 	}
 	var out strings.Builder
 	cmd := w.start(cgroup, &out, []string{"GUARD_ATTEMPTS=" + strings.Join(what, ","), "DESK=" + w.desk,
-		"PIN=" + pin, "SUPERVISOR=" + strconv.Itoa(os.Getpid())}, os.Args[0], "-test.run=^TestGuardChild$")
+		"PIN=" + pin, "SUPERVISOR=" + strconv.Itoa(os.Getpid()), "OTHER=" + strconv.Itoa(os.Getppid())}, os.Args[0], "-test.run=^TestGuardChild$")
 	if err := cmd.Wait(); err != nil {
 		w.t.Fatalf("attacker: %v: %s", err, &out)
 	}
@@ -238,7 +255,7 @@ func TestRootInTheHandsetIsRefused(t *testing.T) {
 		answers := w.try(cg, attemptOrder...)
 		for _, what := range attemptOrder {
 			// /proc/PID/mem turns every refusal into EACCES.
-			if answers[what] != "EPERM" && !(what == "ptrace-supervisor" && answers[what] == "EACCES") {
+			if answers[what] != "EPERM" && !(strings.HasPrefix(what, "ptrace-") && answers[what] == "EACCES") {
 				t.Errorf("%s in %s: %s, want EPERM", what, filepath.Base(cg), answers[what])
 			}
 		}
@@ -256,6 +273,22 @@ func TestRootInTheHandsetIsRefused(t *testing.T) {
 	}
 }
 
+// TestTheHandsetLoadsNoModule: what the kernel would load for anyone who asks (here with the desk as the twin) it does not
+// load for the handset.
+func TestTheHandsetLoadsNoModule(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "the desk in the same test")
+	w := newGuarded(t)
+	if answer := w.try(w.sub, "autoload")["autoload"]; answer != "EPROTONOSUPPORT" {
+		t.Errorf("a module was loaded, or was there before: %s", answer)
+	}
+	if c, err := w.guard.Counts(HookModule); err != nil || c.Refused == 0 {
+		t.Errorf("module counts %+v, %v", c, err)
+	}
+	if answer := w.try(w.desk, "autoload")["autoload"]; answer != "done" {
+		t.Errorf("the desk: %s", answer)
+	}
+}
+
 // The twin: without the guard no attempt is refused by a permission.
 func TestWithoutTheGuardEachAttemptWorks(t *testing.T) {
 	w := unguarded(t)
@@ -265,7 +298,8 @@ func TestWithoutTheGuardEachAttemptWorks(t *testing.T) {
 			t.Errorf("%s: %s without any guard: the attempt proves nothing", what, answers[what])
 		}
 	}
-	for _, what := range []string{"packet", "netlink-up", "ioctl-up", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "unlink-pin", "ptrace-supervisor"} {
+	for _, what := range []string{"packet", "netlink-up", "ioctl-up", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "unlink-pin", "ptrace-supervisor",
+		"ptrace-other", "mark", "passed-packet", "umount-bpffs", "move-bpffs", "new-move-bpffs", "kill-supervisor", "perf", "sysctl", "sysrq"} {
 		if answers[what] != "done" {
 			t.Errorf("%s: %s without any guard, want done", what, answers[what])
 		}
@@ -277,7 +311,8 @@ func TestWithoutTheGuardEachAttemptWorks(t *testing.T) {
 
 func TestTheDeskIsNotAffected(t *testing.T) {
 	w := newGuarded(t)
-	answers := w.try(w.desk, append(append([]string{}, harmlessOrder...), "packet", "netlink-up", "ioctl-up", "bpf", "clone-into-cgroup", "leave-cgroup")...)
+	answers := w.try(w.desk, append(append([]string{}, harmlessOrder...), "packet", "netlink-up", "ioctl-up", "bpf", "clone-into-cgroup", "mark", "passed-packet",
+		"ptrace-other", "umount-bpffs", "kill-supervisor", "perf", "userns", "sysctl", "sysrq", "leave-cgroup")...)
 	for what, answer := range answers {
 		if answer != "done" {
 			t.Errorf("%s outside the handset: %s", what, answer)

@@ -28,11 +28,21 @@ const (
 	HookBPF
 	HookInode
 	HookPtrace
+	HookSetsockopt
+	HookSendmsg
+	HookMount
+	HookKill
+	HookModule
+	HookPerf
+	HookUserns
+	HookLockdown
 )
 
 // lsmCounters are the names of the hooks in Refusals.
 func lsmCounters() []string {
-	return []string{HookSocket: "socket", HookNetlink: "netlink", HookIoctl: "ioctl", HookBPF: "bpf", HookInode: "inode", HookPtrace: "ptrace"}
+	return []string{HookSocket: "socket", HookNetlink: "netlink", HookIoctl: "ioctl", HookBPF: "bpf", HookInode: "inode", HookPtrace: "ptrace",
+		HookSetsockopt: "socket option", HookSendmsg: "packet send", HookMount: "mount", HookKill: "kill", HookModule: "kernel module",
+		HookPerf: "perf event", HookUserns: "user namespace", HookLockdown: "lockdown"}
 }
 
 // loadLSM loads the programs that this kernel has hooks for.
@@ -55,10 +65,13 @@ func loadLSM() (*Guard, error) {
 	if err := tryLSM(); err != nil {
 		return nil, err
 	}
-	// This hook is newer than the others (6.8 and some stable kernels). Where it is
-	// missing the plain hook sees compat ioctls too.
-	if !has("file_ioctl_compat") {
-		delete(spec.Programs, "guard_ioctl_compat")
+	// Some hooks are newer than the others. file_ioctl_compat (6.8 and some stable kernels): where it is
+	// missing the plain hook sees compat ioctls too. userns_create (6.1): before it there is none.
+	for name, p := range spec.Programs {
+		newer := p.AttachTo == "file_ioctl_compat" || p.AttachTo == "userns_create"
+		if newer && !has(p.AttachTo) {
+			delete(spec.Programs, name)
+		}
 	}
 	programs, err := ebpf.NewCollection(spec)
 	if err != nil {
