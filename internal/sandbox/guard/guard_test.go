@@ -299,7 +299,7 @@ func TestWithoutTheGuardEachAttemptWorks(t *testing.T) {
 		}
 	}
 	for _, what := range []string{"packet", "netlink-up", "ioctl-up", "sysfs-up", "bpf", "leave-cgroup", "clone-into-cgroup", "unlink-pin", "ptrace-supervisor",
-		"ptrace-other", "mark", "passed-packet", "umount-bpffs", "move-bpffs", "new-move-bpffs", "kill-supervisor", "perf", "sysctl", "sysrq"} {
+		"ptrace-other", "mark", "passed-packet", "umount-bpffs", "move-bpffs", "new-move-bpffs", "kill-supervisor", "perf", "sysctl"} {
 		if answers[what] != "done" {
 			t.Errorf("%s: %s without any guard, want done", what, answers[what])
 		}
