@@ -154,7 +154,7 @@ func (w *World) running(ctx context.Context, name string) (Machine, error) {
 }
 
 // entering returns the stage that becomes, or runs, a command.
-func (w *World) entering(ctx context.Context, stage string, spec enterSpec, args []string) (*exec.Cmd, error) {
+func (w *World) entering(ctx context.Context, stage string, spec any, args []string) (*exec.Cmd, error) {
 	if len(args) == 0 {
 		return nil, errors.New("cannot run in a machine: no command")
 	}

@@ -137,6 +137,17 @@ func freshSys() error {
 	return nil
 }
 
+// allKinds are the kinds of namespaces that a machine has of its own, and namespaces the files of a process's, in that order:
+// the mounts last, since the desk's files are gone then.
+var allKinds = []int{unix.CLONE_NEWCGROUP, unix.CLONE_NEWNET, unix.CLONE_NEWUTS, unix.CLONE_NEWIPC, unix.CLONE_NEWPID, unix.CLONE_NEWNS}
+
+func namespaces(pid int) (paths []string) {
+	for _, name := range []string{"cgroup", "net", "uts", "ipc", "pid", "mnt"} {
+		paths = append(paths, procPath(pid, "ns/"+name))
+	}
+	return paths
+}
+
 // userMain runs a command of the machine as its user would: in all its
 // namespaces, in control group /shell, as an unprivileged user.
 func userMain(text string, command []string) error {
@@ -145,9 +156,7 @@ func userMain(text string, command []string) error {
 	if err := json.Unmarshal([]byte(text), &spec); err != nil || len(command) == 0 {
 		return errors.Join(errors.New("cannot enter: no command"), err)
 	}
-	at := func(ns string) string { return procPath(spec.PID, "ns/"+ns) }
-	ns, err := openAll(at("cgroup"), at("net"), at("uts"), at("ipc"), at("pid"), at("mnt"),
-		procPath(spec.PID, filepath.Join("root/sys/fs/cgroup", spec.Group)))
+	ns, err := openAll(append(namespaces(spec.PID), procPath(spec.PID, filepath.Join("root/sys/fs/cgroup", spec.Group)))...)
 	if err != nil {
 		return err
 	}
@@ -155,7 +164,7 @@ func userMain(text string, command []string) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("cannot enter the machine: %w", err)
 	}
-	for i, kind := range []int{unix.CLONE_NEWCGROUP, unix.CLONE_NEWNET, unix.CLONE_NEWUTS, unix.CLONE_NEWIPC, unix.CLONE_NEWPID, unix.CLONE_NEWNS} {
+	for i, kind := range allKinds {
 		if err := unix.Setns(ns[i], kind); err != nil {
 			return fmt.Errorf("cannot enter the machine: %w", err)
 		}
@@ -171,17 +180,22 @@ func userMain(text string, command []string) error {
 			Credential: &syscall.Credential{Uid: uidUser, Gid: uidUser},
 		},
 	}
+	return follow(cmd)
+}
+
+// follow runs a command that is inside a machine, passes the signals of a terminal on, and ends as it ends.
+func follow(cmd *exec.Cmd) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("cannot run %s in the machine: %w", command[0], err)
+		return fmt.Errorf("cannot run %s in the machine: %w", cmd.Args[0], err)
 	}
 	go func() {
 		for s := range signals {
 			_ = cmd.Process.Signal(s) // it may have ended
 		}
 	}()
-	err = cmd.Wait()
+	err := cmd.Wait()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		if status := exit.Sys().(syscall.WaitStatus); status.Signaled() {
 			os.Exit(128 + int(status.Signal()))

@@ -18,6 +18,7 @@ const (
 	stageFirmware = "_firmware"
 	stageEnter    = "_enter"
 	stageUser     = "_user"
+	stagePlace    = "_place"
 )
 
 // Stage turns the calling program into the board's own process that its
@@ -39,6 +40,8 @@ func Stage() {
 		err = enterMain(os.Args[2], os.Args[3:])
 	case stageUser:
 		err = userMain(os.Args[2], os.Args[3:])
+	case stagePlace:
+		err = placeMain(os.Args[2], os.Args[3:])
 	default:
 		return
 	}

@@ -36,6 +36,9 @@ const (
 	Newborn Layer = "newborn" // a device born in init's namespace is floored and kept down
 )
 
+// AllLayers are the layers above: without them nothing of a handset stops a sender.
+func AllLayers() []Layer { return []Layer{Jail, Gate, Floor, Guard, Newborn} }
+
 // Site is where the handset stands: the addresses of the lab's world.
 type Site struct {
 	// Radio is the radio's device name in black; a twin's red radio has the

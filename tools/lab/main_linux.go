@@ -40,9 +40,12 @@ func commands() []command {
 		captureCommand(),
 		callCommand(),
 		leaktestCommand(),
+		soakCommand(),
 		demoCommand(),
 		attackCommand(),
 		attemptCommand(),
+		soakSendCommand(),
+		soakSwapCommand(),
 	}
 }
 

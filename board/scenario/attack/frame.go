@@ -19,6 +19,9 @@ func (j Job) sourcePort() uint16 {
 	return defaultSourcePort
 }
 
+// Frame returns the crafted frame that the job's packet kinds send, to its port or the discard port.
+func (j Job) Frame() []byte { return j.frame(9, nil) }
+
 // frame returns an Ethernet frame around the packet.
 func (j Job) frame(def uint16, from net.HardwareAddr) []byte {
 	return ethernet(j.NextHop, from, j.Family, j.packet(def))

@@ -23,8 +23,8 @@ import (
 	"rempart/tools/lab/bringup"
 )
 
-// tunnelPort is the gateway's tunnel port in the lab's policy.
-const tunnelPort = 51820
+// TunnelPort is the gateway's tunnel port in the lab's policy.
+const TunnelPort = 51820
 
 // Options say what to test.
 type Options struct {
@@ -93,7 +93,7 @@ func Rules(status *netns.Status) watch.Rules {
 			continue
 		}
 		for _, a := range []netip.Addr{m.Radio.V4.Addr(), m.Radio.V6.Addr()} {
-			rules.Classes = append(rules.Classes, watch.Class{Name: "tunnel", Gateway: a, Protocol: 17, Port: tunnelPort, WireGuard: true})
+			rules.Classes = append(rules.Classes, watch.Class{Name: "tunnel", Gateway: a, Protocol: 17, Port: TunnelPort, WireGuard: true})
 		}
 	}
 	return rules
@@ -104,7 +104,7 @@ func siteOf(status *netns.Status, m netns.Machine) scenario.Site {
 	// RadioOf is a pure table: the address is well formed.
 	next, _ := net.ParseMAC(m.Radio.RouterMAC)
 	s := scenario.Site{
-		Radio: m.Radio.Device, Source4: m.Radio.V4.Addr(), Source6: m.Radio.V6.Addr(), NextHop: next, TunnelPort: tunnelPort,
+		Radio: m.Radio.Device, Source4: m.Radio.V4.Addr(), Source6: m.Radio.V6.Addr(), NextHop: next, TunnelPort: TunnelPort,
 		Daemons: []string{"egressd", "tunneld", "voiced", "keyd"}, Rules: Rules(status),
 	}
 	for _, a := range netns.InternetHosts() {

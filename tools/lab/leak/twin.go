@@ -97,8 +97,13 @@ func (t *twin) Restart(ctx context.Context) error {
 	return t.strip(ctx, m)
 }
 
-// strip freezes the supervisor, so that it repairs nothing, then takes the layers away.
+// strip takes the twin's layers away.
 func (t *twin) strip(ctx context.Context, m netns.Machine) error {
+	return Strip(ctx, t.w, m, t.stripped)
+}
+
+// Strip freezes a running handset's supervisor, so that it repairs nothing, then takes layers away from outside.
+func Strip(ctx context.Context, w *netns.World, m netns.Machine, layers []scenario.Layer) error {
 	for _, group := range []string{"init", "egressd"} {
 		if err := os.WriteFile(filepath.Join(m.Paths.Cgroup, group, "cgroup.freeze"), []byte("1"), 0); err != nil {
 			return fmt.Errorf("cannot freeze %s of the twin: %w", group, err)
@@ -113,25 +118,25 @@ func (t *twin) strip(ctx context.Context, m netns.Machine) error {
 	if err := black.Do(func() (err error) { index, err = link.Index(m.Radio.Device); return err }); err != nil {
 		return err
 	}
-	if slices.Contains(t.stripped, scenario.Gate) {
+	if slices.Contains(layers, scenario.Gate) {
 		if err := black.Do(func() error { return enforce.Sever(index) }); err != nil {
 			return err
 		}
 	}
-	if slices.Contains(t.stripped, scenario.Floor) {
+	if slices.Contains(layers, scenario.Floor) {
 		out, err := exec.CommandContext(ctx, "nsenter", "--net="+m.Paths.Black, "tc", "qdisc", "del", "dev", m.Radio.Device, "clsact").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("cannot take the floor off the twin: %w: %s", err, out)
 		}
 	}
-	if slices.Contains(t.stripped, scenario.Jail) {
-		return t.giveRedARadio(ctx, m)
+	if slices.Contains(layers, scenario.Jail) {
+		return giveRedARadio(ctx, w, m)
 	}
 	return nil
 }
 
 // giveRedARadio puts a device of the radio's name in red, with the radio's address and way out.
-func (t *twin) giveRedARadio(ctx context.Context, m netns.Machine) error {
+func giveRedARadio(ctx context.Context, w *netns.World, m netns.Machine) error {
 	red, err := link.Open(m.Paths.Red)
 	if err != nil {
 		return err
@@ -141,7 +146,7 @@ func (t *twin) giveRedARadio(ctx context.Context, m netns.Machine) error {
 	if err != nil {
 		return err
 	}
-	if err := t.w.HotPlug(ctx, t.name, "red0"); err != nil {
+	if err := w.HotPlug(ctx, m.Name, "red0"); err != nil {
 		return err
 	}
 	own, err := link.Open(m.Paths.Own)
