@@ -10,7 +10,7 @@ TOOLS   := rempart-lab rempart-policy
 # Reproducible: no build id of this machine, no symbol tables.
 BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 
-.PHONY: all setup demo test check race scenarios guest bench generate clean build
+.PHONY: all setup demo test check race scenarios soak guest bench generate clean build
 
 all: build
 
@@ -68,6 +68,12 @@ guest:
 	@tools/setup/install.sh test
 	@tools/setup/kernel.sh out/guest
 	REMPART_LONG=1 $(GO) test -count=1 -run '^TestGuest$$' ./board/guest
+
+# Swaps and kills by the thousand, up to an hour; a run that was interrupted goes on.
+soak:
+	@tools/setup/install.sh test
+	@$(MAKE) -s build
+	@bin/rempart-lab soak --resume
 
 bench:
 	@tools/setup/install.sh bench

@@ -27,7 +27,8 @@ type placeSpec struct {
 // daemon is whose program was replaced while it ran. It has no seccomp filter, which a program puts on itself, and none of
 // the daemon's descriptors.
 //
-// The program is opened on the desk, so it need not be in the machine; there it is known as /proc/self/exe. What it ends
+// The program is opened on the desk, so it need not be in the machine, but it must be linked statically; there it is known as
+// /proc/self/exe. What it ends
 // with is the command's exit code, 128+N for a signal.
 func (w *World) InPlaceOf(ctx context.Context, machine, daemon string, args ...string) (*exec.Cmd, error) {
 	m, err := w.running(ctx, machine)

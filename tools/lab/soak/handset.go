@@ -28,6 +28,7 @@ type handset struct {
 	name    string
 	order   sending // of its senders, without place and marker
 	markers map[string]attack.Marker
+	bare    bool // its senders run outside the control group: what is keyed to it is not there
 }
 
 // poll asks until ok, for at most limit.
@@ -42,7 +43,7 @@ func poll(ctx context.Context, limit time.Duration, what string, ok func() (bool
 		select {
 		case <-ctx.Done():
 			return errors.Join(fmt.Errorf("cannot wait longer for %s: %w", what, ctx.Err()), err)
-		case <-time.After(3 * time.Millisecond):
+		case <-time.After(8 * time.Millisecond):
 		}
 	}
 }
@@ -218,12 +219,15 @@ func (h *handset) sendFrom(ctx context.Context, place string) {
 func (h *handset) sender(ctx context.Context, place string) (*exec.Cmd, error) {
 	order := h.order
 	order.Place, order.Marker = place, h.markers[place].String()
+	if place == fromRed {
+		order.EveryUS = int(redEvery.Microseconds())
+	}
 	text, err := json.Marshal(order)
 	if err != nil {
 		return nil, err
 	}
 	argv := []string{h.r.self, "soak-send", string(text)}
-	if place != fromOutside {
+	if place != fromOutside && !h.bare {
 		return h.r.w.Command(ctx, netns.Where{Machine: h.name, Colour: place}, argv...)
 	}
 	m, err := h.r.w.Machine(ctx, h.name)
@@ -233,10 +237,14 @@ func (h *handset) sender(ctx context.Context, place string) (*exec.Cmd, error) {
 	if m.State != netns.On {
 		return nil, netns.ErrOff
 	}
-	if _, err := os.Stat(m.Paths.Black); err != nil {
+	network := m.Paths.Black
+	if place == fromRed {
+		network = m.Paths.Red
+	}
+	if _, err := os.Stat(network); err != nil {
 		return nil, err
 	}
-	return exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + m.Paths.Black}, argv...)...), nil
+	return exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + network}, argv...)...), nil
 }
 
 // run runs a sender to its end and adds up what it says.

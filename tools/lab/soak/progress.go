@@ -87,7 +87,7 @@ type progress struct {
 	Summary
 }
 
-// load returns the progress in dir: a new one, or with resume the one that is there.
+// load returns the progress in dir: a new one, or with resume the one that is there, unless that run was done.
 func load(dir string, resume bool, swaps, kills int) (*progress, error) {
 	p := &progress{path: filepath.Join(dir, "summary.json")}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -101,6 +101,9 @@ func load(dir string, resume bool, swaps, kills int) (*progress, error) {
 		}
 		if p.Version != version {
 			return nil, fmt.Errorf("cannot resume from %s: version %d, not %d", p.path, p.Version, version)
+		}
+		if p.Summary.settle(); p.Done && p.Swaps.Of >= swaps && p.of() >= kills {
+			p.Summary = Summary{}
 		}
 	case err == nil || errors.Is(err, fs.ErrNotExist):
 	default:
@@ -116,6 +119,15 @@ func load(dir string, resume bool, swaps, kills int) (*progress, error) {
 		p.Kills[d] = c
 	}
 	return p, nil
+}
+
+// of is how many kills of each daemon the state is of.
+func (s *Summary) of() int {
+	most := 0
+	for _, c := range s.Kills {
+		most = max(most, c.Of)
+	}
+	return most
 }
 
 // change changes the state and keeps it.

@@ -33,6 +33,22 @@ func TestResume(t *testing.T) {
 	if s := again.look(); s.Swaps != (Count{60, 200}) || s.Kills["keyd"] != (Count{7, 20}) || s.Done {
 		t.Errorf("resumed with %+v", s)
 	}
+	if s := begin(t, dir, true, 60, 7).look(); s.Swaps.Done != 60 {
+		t.Errorf("an unfinished run of more was begun anew: %+v", s)
+	}
+	err = again.change(func(s *Summary) { s.Swaps, s.Kills["keyd"] = Count{200, 200}, Count{20, 20} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := begin(t, dir, true, 300, 20).look(); s.Swaps != (Count{200, 300}) {
+		t.Errorf("more of a finished run: %+v", s)
+	}
+	if err := again.change(func(*Summary) {}); err != nil {
+		t.Fatal(err)
+	}
+	if s := begin(t, dir, true, 200, 20).look(); s.Swaps.Done != 0 {
+		t.Errorf("a finished run was not begun anew: %+v", s)
+	}
 	if s := begin(t, dir, false, 200, 20).look(); s.Swaps.Done != 0 || len(s.Kills) != 0 {
 		t.Errorf("begun anew with %+v", s)
 	}

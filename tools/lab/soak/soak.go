@@ -36,6 +36,7 @@ type Options struct {
 // The rates of senders and swaps.
 const (
 	senderEvery = time.Millisecond
+	redEvery    = 5 * time.Millisecond
 	swapPause   = time.Millisecond
 	innerNth    = 50
 )
