@@ -1,9 +1,12 @@
-// Package wish is the one thing that tunneld may ask of init: to give wg0 the inner addresses of the device's certificate.
-// tunneld has no capability to do it; init has, and decides against the signed policy.
+// Package wish is what daemons without a capability may ask of init, which has them all and decides against the signed
+// policy: tunneld, to give wg0 the inner addresses of the device's certificate; linkd, to give a radio the address that it
+// has leased, or to take it back.
 //
 // One connection carries one request and one reply, each behind the 4 byte length of internal/frame:
 //
 //	request  1 (address wish) · number of prefixes (1) · per prefix: length of the address in bytes (1: 4 or 16) · address · prefix length (1)
+//	request  2 (lease wish) · length of the device's name (1) · name · family in bytes of an address (1: 4 or 16) · seconds (4; 0: take it
+//	         back, and nothing follows) · address · router
 //	reply    1 · nothing, or 0 · error text in UTF-8
 package wish
 
@@ -35,7 +38,7 @@ const (
 // RefusedError is init's own answer to a wish that it did not grant.
 type RefusedError struct{ Text string }
 
-func (e *RefusedError) Error() string { return "cannot set the inner addresses: init: " + e.Text }
+func (e *RefusedError) Error() string { return "cannot set an address: init: " + e.Text }
 
 // Send asks the init that listens at path to set prefixes, addresses with the length of their network, and waits for the
 // answer. A refusal is a *RefusedError; anything else means that the answer is not known.
@@ -44,6 +47,10 @@ func Send(ctx context.Context, path string, prefixes []netip.Prefix) error {
 	if err != nil {
 		return err
 	}
+	return send(ctx, path, request)
+}
+
+func send(ctx context.Context, path string, request []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
@@ -53,7 +60,7 @@ func Send(ctx context.Context, path string, prefixes []netip.Prefix) error {
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	if err := frame.Write(c, request); err != nil {
-		return fmt.Errorf("cannot ask init for the inner addresses: %w", errors.Join(err, ctx.Err()))
+		return fmt.Errorf("cannot ask init for an address: %w", errors.Join(err, ctx.Err()))
 	}
 	reply, err := frame.Read(c, maxReply)
 	if err != nil {
@@ -64,7 +71,9 @@ func Send(ctx context.Context, path string, prefixes []netip.Prefix) error {
 
 // Serve reads one wish from c, grants it through set, answers and closes c. The caller has checked who is at the other end.
 // The error is for the journal: what set said, or why no wish was understood.
-func Serve(c net.Conn, set func([]netip.Prefix) error) error {
+func Serve(c net.Conn, set func([]netip.Prefix) error) error { return serve(c, Parse, set) }
+
+func serve[T any](c net.Conn, parse func([]byte) (T, error), set func(T) error) error {
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return fmt.Errorf("cannot serve a wish: %w", err)
@@ -73,9 +82,9 @@ func Serve(c net.Conn, set func([]netip.Prefix) error) error {
 	if err != nil {
 		return fmt.Errorf("cannot read a wish: %w", err)
 	}
-	prefixes, err := Parse(request)
+	wished, err := parse(request)
 	if err == nil {
-		err = set(prefixes)
+		err = set(wished)
 	}
 	if answer := frame.Write(c, marshalReply(err)); answer != nil {
 		return errors.Join(err, fmt.Errorf("cannot answer a wish: %w", answer))

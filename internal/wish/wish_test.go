@@ -25,7 +25,7 @@ func prefixes(s ...string) []netip.Prefix {
 }
 
 // serve answers one connection at a fresh path and delivers what Serve returned.
-func serve(t *testing.T, handle func(net.Conn) error) (path string, result <-chan error) {
+func serveAt(t *testing.T, handle func(net.Conn) error) (path string, result <-chan error) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "init.sock")
 	ln, err := net.Listen("unix", path)
@@ -48,7 +48,7 @@ func serve(t *testing.T, handle func(net.Conn) error) (path string, result <-cha
 func TestGranted(t *testing.T) {
 	want := prefixes("10.77.0.11/24", "fd77::11/64")
 	var got []netip.Prefix
-	path, done := serve(t, func(c net.Conn) error {
+	path, done := serveAt(t, func(c net.Conn) error {
 		return Serve(c, func(p []netip.Prefix) error { got = p; return nil })
 	})
 	if err := Send(t.Context(), path, want); err != nil {
@@ -61,7 +61,7 @@ func TestGranted(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	reason := errors.New("10.78.0.1 is in no network of the policy " + strings.Repeat("é", 200))
-	path, done := serve(t, func(c net.Conn) error {
+	path, done := serveAt(t, func(c net.Conn) error {
 		return Serve(c, func([]netip.Prefix) error { return reason })
 	})
 	err := Send(t.Context(), path, prefixes("10.78.0.1/24"))
@@ -83,17 +83,17 @@ func TestAnswerNotKnown(t *testing.T) {
 	}
 	var refused *RefusedError
 	for _, reply := range [][]byte{{}, {0}, {1, 1}, {2}, {0, 0xff}} {
-		path, _ := serve(t, func(c net.Conn) error { return frame.Write(c, reply) })
+		path, _ := serveAt(t, func(c net.Conn) error { return frame.Write(c, reply) })
 		if err := Send(t.Context(), path, prefixes("10.77.0.11/24")); err == nil || errors.As(err, &refused) {
 			t.Errorf("reply %v: got %v", reply, err)
 		}
 	}
-	path, _ := serve(t, func(c net.Conn) error { return nil })
+	path, _ := serveAt(t, func(c net.Conn) error { return nil })
 	if err := Send(t.Context(), path, prefixes("10.77.0.11/24")); err == nil || errors.As(err, &refused) {
 		t.Errorf("init hung up: got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	path, _ = serve(t, func(c net.Conn) error { cancel(); <-t.Context().Done(); return nil })
+	path, _ = serveAt(t, func(c net.Conn) error { cancel(); <-t.Context().Done(); return nil })
 	start := time.Now()
 	if err := Send(ctx, path, prefixes("10.77.0.11/24")); !errors.Is(err, context.Canceled) || time.Since(start) > time.Second {
 		t.Errorf("cancelled: got %v after %v", err, time.Since(start))
@@ -102,7 +102,7 @@ func TestAnswerNotKnown(t *testing.T) {
 
 func TestServeAnswersGarbage(t *testing.T) {
 	for _, request := range [][]byte{{}, {1}, {2, 1}, {1, 0}, {1, 1, 5}} {
-		path, done := serve(t, func(c net.Conn) error {
+		path, done := serveAt(t, func(c net.Conn) error {
 			return Serve(c, func([]netip.Prefix) error { t.Error("garbage was granted"); return nil })
 		})
 		c, err := net.Dial("unix", path)
