@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"rempart/boot/eventlog"
@@ -60,7 +61,11 @@ func TestPredictionIsTheBoot(t *testing.T) {
 		}
 		fourth := map[string]string{stage.Handset: "voiced", stage.Gateway: "gatewayd"}[role]
 		var want13 [32]byte
-		for _, name := range []string{"egressd", "policy", "keyd", "tunneld", fourth, "rempart"} {
+		names := []string{"egressd", "policy", "keyd", "tunneld", fourth, "rempart"}
+		if role == stage.Handset {
+			names = slices.Insert(names, 3, "linkd")
+		}
+		for _, name := range names {
 			want13 = eventlog.Extend(want13, sha256.Sum256([]byte("the bytes of "+name)))
 		}
 		if values[13] != want13 {

@@ -73,6 +73,7 @@ func table() []entry {
 		{Stage{"egressd", Program, PCRStages, "bin/egressd"}, nil},
 		{Stage{"policy", Document, PCRStages, "etc/rempart/policy"}, nil},
 		{Stage{"keyd", Program, PCRStages, "bin/keyd"}, nil},
+		{Stage{"linkd", Program, PCRStages, "bin/linkd"}, []string{Handset}},
 		{Stage{"tunneld", Program, PCRStages, "bin/tunneld"}, nil},
 		{Stage{"voiced", Program, PCRStages, "bin/voiced"}, []string{Handset}},
 		{Stage{"gatewayd", Program, PCRStages, "bin/gatewayd"}, []string{Gateway}},

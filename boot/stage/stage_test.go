@@ -28,7 +28,7 @@ func TestOrder(t *testing.T) {
 		t.Errorf("before the role is known: %q, want %q", got, want)
 	}
 	for role, want := range map[string]string{
-		Handset: "egressd policy keyd tunneld voiced rempart",
+		Handset: "egressd policy keyd linkd tunneld voiced rempart",
 		Gateway: "egressd policy keyd tunneld gatewayd rempart",
 	} {
 		stages, err := For(role)
@@ -40,7 +40,7 @@ func TestOrder(t *testing.T) {
 		}
 	}
 	for role, want := range map[string]string{
-		Handset: "egressd keyd tunneld voiced", Gateway: "egressd keyd tunneld gatewayd"} {
+		Handset: "egressd keyd linkd tunneld voiced", Gateway: "egressd keyd tunneld gatewayd"} {
 		daemons, err := Daemons(role)
 		if err != nil || strings.Join(daemons, " ") != want {
 			t.Errorf("%s starts %q, %v; want %q", role, daemons, err, want)

@@ -41,7 +41,7 @@ var quiet = map[string]string{
 // makeColours makes the cgroups, moves init into its own, and makes the namespaces. Init's own namespace stays as a dead end
 // for devices that appear while running.
 func (p *phone) makeColours(context.Context) (string, error) {
-	for _, name := range []string{"init", "egressd", "keyd", "tunneld", "voiced", "gatewayd", "shell", "apps"} {
+	for _, name := range []string{"init", "egressd", "keyd", "linkd", "tunneld", "voiced", "gatewayd", "shell", "apps"} {
 		dir := filepath.Join(cgroupDir, name)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return "", err

@@ -13,14 +13,17 @@ type radio struct {
 	name       string
 	v4, v6     netip.Prefix
 	via4, via6 netip.Addr
-	viaMAC     net.HardwareAddr // permanent neighbour: there is no ARP and no ND on a black device
+	viaMAC     net.HardwareAddr // permanent neighbour: there is no ARP and no ND on a device with fixed addresses
+
+	dhcp bool             // addresses and router come from the network, and the others stay empty
+	mac  net.HardwareAddr // the link address to use then; nil: a random one
 }
 
 // maxRadios bounds the devices of one handset.
 const maxRadios = 8
 
 // parseCommandLine reads the radios from the kernel command line, words of the form
-// radio=DEVICE,V4/LEN,V6/LEN,VIA4,VIA6,VIAMAC. Other words belong to others and are passed over.
+// radio=DEVICE,V4/LEN,V6/LEN,VIA4,VIA6,VIAMAC, or radio=DEVICE,dhcp[,MAC] for one that leases its addresses. Other words belong to others and are passed over.
 func parseCommandLine(args []string) ([]radio, error) {
 	var radios []radio
 	seen := map[string]bool{}
@@ -44,12 +47,22 @@ func parseCommandLine(args []string) ([]radio, error) {
 
 func parseRadio(text string) (radio, error) {
 	f := strings.Split(text, ",")
-	if len(f) != 6 {
-		return radio{}, fmt.Errorf("it has %d fields, want 6", len(f))
+	r := radio{name: f[0], dhcp: len(f) > 1 && f[1] == "dhcp"}
+	if len(f) != 6 && !r.dhcp || len(f) > 3 && r.dhcp {
+		return radio{}, fmt.Errorf("it has %d fields, want 6, or 2 to 3 with dhcp", len(f))
 	}
-	r := radio{name: f[0]}
 	if len(r.name) < 1 || len(r.name) > 15 || strings.ContainsAny(r.name, "/ \t\n:%") || r.name == "." || r.name == ".." {
 		return radio{}, fmt.Errorf("%q is not a device name", r.name)
+	}
+	if r.dhcp {
+		if len(f) == 2 {
+			return r, nil
+		}
+		var err error
+		if r.mac, err = net.ParseMAC(f[2]); err != nil || len(r.mac) != 6 || r.mac[0]&1 != 0 || r.mac.String() == "00:00:00:00:00:00" {
+			return radio{}, fmt.Errorf("%q is not the Ethernet address of a device", f[2])
+		}
+		return r, nil
 	}
 	var err error
 	if r.v4, err = prefix(f[1], true); err != nil {

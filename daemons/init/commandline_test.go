@@ -56,6 +56,19 @@ func TestCommandLineRefuses(t *testing.T) {
 	}
 }
 
+func TestCommandLineLeases(t *testing.T) {
+	radios, err := parseCommandLine([]string{"radio=wwan0,dhcp", "radio=wlan0,dhcp,02:00:00:00:00:0b"})
+	if err != nil || len(radios) != 2 || !radios[0].dhcp || radios[0].mac != nil || !radios[1].dhcp || radios[1].mac.String() != "02:00:00:00:00:0b" || radios[1].v4.IsValid() {
+		t.Errorf("%+v, %v", radios, err)
+	}
+	for _, word := range []string{"radio=wwan0,DHCP", "radio=wwan0,dhcp,", "radio=wwan0,dhcp,03:00:00:00:00:0b", "radio=wwan0,dhcp,00:00:00:00:00:00",
+		"radio=wwan0,dhcp,02:00:00:00:00:0b,x", "radio=,dhcp", "radio=wwan0,static"} {
+		if radios, err := parseCommandLine([]string{word}); err == nil {
+			t.Errorf("%s: %+v", word, radios)
+		}
+	}
+}
+
 func FuzzCommandLine(f *testing.F) {
 	f.Add(goodRadio)
 	f.Add("radio=,,,,,")

@@ -13,6 +13,7 @@ const (
 	eventDevice  journal.ID = "device.appeared" // subject: device
 	eventReread  journal.ID = "gate.readback"   // subject: device
 	eventWish    journal.ID = "tunnel.address"  // subject: address
+	eventLease   journal.ID = "link.address"    // subject: device
 	eventEnd     journal.ID = "phone.end"       // subject: how
 	eventGuard   journal.ID = "guard.install"
 	eventLimit   journal.ID = "process.limit" // subject: limit

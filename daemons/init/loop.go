@@ -50,11 +50,12 @@ func (p *phone) loop(ctx context.Context) error {
 		case name := <-again:
 			p.restart(ctx, name, again)
 		case w := <-wishes:
-			w.reply <- p.grant(w)
+			w.reply <- p.grant(ctx, w)
 			p.check(ctx, again)
 		case d := <-devices:
 			p.deviceChanged(d)
 		case <-tick.C:
+			p.expireLeases(ctx)
 			p.check(ctx, again)
 		}
 		p.publish()

@@ -62,11 +62,14 @@ type phone struct {
 	tun     *os.File
 	inner   []netip.Prefix // granted to wg0 in this boot
 
+	dynamic     map[string]*dynamic // radios that lease their addresses, by name
+	linkdCgroup uint64
+
 	sup *supervisor
 }
 
 func newPhone(started int64, j *journal.Journal, tpm *os.File, radios []radio) *phone {
-	p := &phone{journal: j, tpm: tpm, radios: radios, cgroups: map[string]*os.File{}, listeners: map[string]*net.UnixListener{}, measured: map[string][32]byte{}}
+	p := &phone{journal: j, tpm: tpm, radios: radios, cgroups: map[string]*os.File{}, listeners: map[string]*net.UnixListener{}, measured: map[string][32]byte{}, dynamic: map[string]*dynamic{}}
 	p.report.StartedNS = started
 	p.report.Closed, p.report.Reason = true, "booting"
 	p.sup = newSupervisor(p)

@@ -99,6 +99,9 @@ func (p *phone) attachGate(ctx context.Context) error {
 		}
 	}
 	p.severed = false
+	if err := p.tellLinks(ctx); err != nil {
+		return err
+	}
 	return p.readBack(egress.DenyAll())
 }
 
@@ -110,7 +113,7 @@ func (p *phone) readBack(want egress.Policy) error {
 		var got enforce.Report
 		err := p.blackDo(func() error {
 			var err error
-			if got, err = enforce.ReadBack(d.Index, want, egress.LinkFacts{}); err != nil {
+			if got, err = enforce.ReadBack(d.Index, want, p.facts(d.Name)); err != nil {
 				return err
 			}
 			return errors.Join(got.Err(), enforce.FloorInForce(d.Index))
@@ -133,18 +136,32 @@ func (p *phone) readBack(want egress.Policy) error {
 }
 
 // raiseRadios gives each radio its address and brings it up, behind the closed gate that was just read back.
-func (p *phone) raiseRadios(context.Context) (string, error) {
+func (p *phone) raiseRadios(ctx context.Context) (string, error) {
 	if err := p.readBack(egress.DenyAll()); err != nil {
 		return "", err
 	}
 	var said []string
 	for i, r := range p.radios {
+		if r.dhcp {
+			if err := p.blackDo(func() error { return errors.Join(p.admit(r.name), p.raiseDynamic(r, p.report.Devices[i].Index)) }); err != nil {
+				return "", err
+			}
+			p.report.Devices[i].Up = true
+			said = append(said, r.name+" up, address to be leased")
+			continue
+		}
 		if err := p.blackDo(func() error { return errors.Join(p.admit(r.name), raise(r)) }); err != nil {
 			return "", err
 		}
 		p.report.Devices[i].Up = true
 		p.report.Devices[i].Addresses = []string{r.v4.String(), r.v6.String()}
 		said = append(said, fmt.Sprintf("%s up as %s, %s", r.name, r.v4.Addr(), r.v6.Addr()))
+	}
+	if err := p.listen("init"); err != nil {
+		return "", err
+	}
+	if err := p.startLinkd(ctx); err != nil {
+		return "", err
 	}
 	return strings.Join(said, "; "), nil
 }

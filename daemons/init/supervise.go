@@ -24,6 +24,7 @@ const (
 	uidTunneld  = 903
 	uidVoiced   = 904
 	uidGatewayd = 905
+	uidLinkd    = 907
 	uidShell    = 1000
 )
 
@@ -41,7 +42,8 @@ type daemon struct {
 	ns    func() *link.NS
 	caps  []int
 	files func() []sandbox.Handed // beside its listening socket
-	state                         // of the running process
+	args  func() []string
+	state // of the running process
 }
 
 type state struct {
@@ -75,6 +77,7 @@ func newSupervisor(p *phone) *supervisor {
 	return &supervisor{phone: p, deaths: make(chan death, 64), table: []*daemon{
 		{name: "egressd", uid: uidEgressd, ns: black, caps: []int{unix.CAP_NET_ADMIN, unix.CAP_BPF}, files: none},
 		{name: "keyd", uid: uidKeyd, ns: void, files: func() []sandbox.Handed { return []sandbox.Handed{{Name: "tpm", File: p.tpm}} }},
+		{name: "linkd", uid: uidLinkd, ns: black, files: p.linkdFiles, args: p.linkdArgs},
 		{name: "tunneld", uid: uidTunneld, ns: black, files: func() []sandbox.Handed { return []sandbox.Handed{{Name: "tun", File: p.tun}} }},
 		{name: "voiced", uid: uidVoiced, ns: red, files: none},
 		{name: "gatewayd", uid: uidGatewayd, ns: red, files: none},
@@ -99,11 +102,20 @@ func (s *supervisor) start(name string) error {
 	if err := p.unchanged(name); err != nil {
 		return err
 	}
-	ln, err := p.listeners[name].File()
-	if err != nil {
-		return err
+	files := d.files()
+	// One that asks and is not asked has no socket to listen on.
+	if listener, ok := p.listeners[name]; ok {
+		ln, err := listener.File()
+		if err != nil {
+			return err
+		}
+		defer ln.Close()
+		files = append([]sandbox.Handed{{Name: name, File: ln}}, files...)
 	}
-	defer ln.Close()
+	var args []string
+	if d.args != nil {
+		args = d.args()
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -111,8 +123,8 @@ func (s *supervisor) start(name string) error {
 	defer w.Close()
 	s.mu.Lock()
 	proc, err := sandbox.Start(sandbox.Spec{
-		Path: filepath.Join("/bin", name), UID: d.uid, Capabilities: d.caps, NetNS: d.ns().FD(), Cgroup: p.cgroups[name],
-		Files: append([]sandbox.Handed{{Name: name, File: ln}}, d.files()...), Stderr: w,
+		Path: filepath.Join("/bin", name), Args: args, UID: d.uid, Capabilities: d.caps, NetNS: d.ns().FD(), Cgroup: p.cgroups[name],
+		Files: files, Stderr: w,
 	})
 	if err != nil {
 		s.mu.Unlock()

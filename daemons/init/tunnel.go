@@ -34,7 +34,7 @@ func (p *phone) startTunnel(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := p.listen("tunneld", "init"); err != nil {
+	if err := p.listen("tunneld"); err != nil {
 		return "", err
 	}
 	if err := p.sup.start("tunneld"); err != nil {
@@ -80,13 +80,14 @@ func (p *phone) startApp(name string) (string, error) {
 	return name + " in red, no capability", nil
 }
 
-// wished is an address wish that waits for the loop's answer.
+// wished is a wish that waits for the loop's answer: addresses for wg0, or a lease for a radio.
 type wished struct {
 	prefixes []netip.Prefix
+	lease    *wish.Lease
 	reply    chan error
 }
 
-// serveWishes answers init.sock. Only tunneld may wish.
+// serveWishes answers init.sock. Tunneld may wish for inner addresses, linkd for those of a radio, and no one else.
 func (p *phone) serveWishes(ctx context.Context) (<-chan wished, error) {
 	ln, ok := p.listeners["init"]
 	if !ok {
@@ -96,29 +97,41 @@ func (p *phone) serveWishes(ctx context.Context) (<-chan wished, error) {
 	go func() {
 		err := sock.AcceptLoop(ln, 4, func(c *net.UnixConn) {
 			peer, err := sock.PeerOf(c)
-			if err != nil || !peer.Is(uidTunneld, "/tunneld") {
-				p.journal.Event(eventWish, peer.String(), journal.Refused, "reason", fmt.Sprint(err))
-				c.Close()
-				return
-			}
-			wish.Serve(c, func(prefixes []netip.Prefix) error {
-				w := wished{prefixes, make(chan error, 1)}
+			ask := func(w wished) error {
+				w.reply = make(chan error, 1)
 				select {
 				case out <- w:
 					return <-w.reply
 				case <-ctx.Done():
 					return ctx.Err()
 				}
-			})
+			}
+			switch {
+			case err == nil && peer.Is(uidTunneld, "/tunneld"):
+				wish.Serve(c, func(prefixes []netip.Prefix) error { return ask(wished{prefixes: prefixes}) })
+			case err == nil && peer.Is(uidLinkd, "/linkd"):
+				wish.ServeLease(c, func(l wish.Lease) error { return ask(wished{lease: &l}) })
+			default:
+				p.journal.Event(eventWish, peer.String(), journal.Refused, "reason", fmt.Sprint(err))
+				c.Close()
+			}
 		})
 		p.journal.Event(eventWish, "init.sock", journal.Failure, "reason", err.Error())
 	}()
 	return out, nil
 }
 
-// grant gives wg0 the addresses that tunneld read from this device's certificate, if the policy's network holds them, and
+// grant does what was wished for, or says why not.
+func (p *phone) grant(ctx context.Context, w wished) error {
+	if w.lease != nil {
+		return p.grantLease(ctx, *w.lease)
+	}
+	return p.grantInner(w)
+}
+
+// grantInner gives wg0 the addresses that tunneld read from this device's certificate, if the policy's network holds them, and
 // routes that network, nothing else, into the tunnel.
-func (p *phone) grant(w wished) error {
+func (p *phone) grantInner(w wished) error {
 	err := p.setInner(w.prefixes)
 	outcome, reason := journal.Success, ""
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -83,7 +84,8 @@ func receive(fd int, heard chan<- message, parse func([]byte, unix.Sockaddr) (an
 	for {
 		n, from, err := unix.Recvfrom(fd, b, 0)
 		if err != nil {
-			// A device that is down says so once for each packet that it lost; nothing is to be read.
+			// A device that goes down says so; there is nothing to read until it is back.
+			time.Sleep(10 * time.Millisecond)
 			continue
 		}
 		what, err := parse(b[:n], from)
