@@ -18,6 +18,8 @@
 //
 // All functions act on devices of the calling thread's network namespace.
 //
+// Behind both stand layers that know nothing of eBPF: packages nft, xfrm and backstop.
+//
 // What this does not stop: a sender that tc does not see (AF_XDP, a packet socket
 // with PACKET_QDISC_BYPASS, pktgen). That is internal/sandbox's guard and the
 // capability sets.

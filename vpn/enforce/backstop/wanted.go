@@ -1,0 +1,94 @@
+package backstop
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"rempart/vpn/egress"
+	"rempart/vpn/enforce/nft"
+	"rempart/vpn/enforce/xfrm"
+)
+
+// Place is a kind of network namespace.
+type Place string
+
+// The places.
+const (
+	Black Place = "black"
+	Red   Place = "red"
+	Other Place = "other" // void, and init's own: no one speaks there
+)
+
+// Layer is one of the two.
+type Layer string
+
+// The layers.
+const (
+	NFT  Layer = "nft"
+	XFRM Layer = "xfrm"
+)
+
+// Wanted is what both layers should be. The zero value lets nothing through anywhere but
+// on loopback.
+type Wanted struct {
+	// Devices are black's, each with a table of its own.
+	Devices []string
+	// Admitted are the classes of the signed policy; none while the phone is closed.
+	Admitted egress.Policy
+	// UID is who opens the sockets that may send in them.
+	UID uint32
+	// Tunnel is red's device, Networks what lies behind it.
+	Tunnel   string
+	Networks []netip.Prefix
+	// Input are the services of this machine in red, Forward those that it passes on
+	// from the tunnel into the tunnel; none on a handset.
+	Input, Forward []nft.Port
+}
+
+// tables are what nf_tables should hold in a place, and nothing else.
+func (w Wanted) tables(p Place) []nft.Table {
+	switch p {
+	case Black:
+		var all []nft.Table
+		for _, d := range w.Devices {
+			all = append(all, nft.Released(d, w.Admitted, w.UID))
+		}
+		return all
+	case Red:
+		return []nft.Table{nft.Red(w.Tunnel, w.Input, w.Forward)}
+	}
+	return nil
+}
+
+// policies are what the IPsec policies should be in a place.
+func (w Wanted) policies(p Place) []xfrm.Policy {
+	switch p {
+	case Black:
+		return xfrm.Classes(w.Admitted)
+	case Red:
+		return xfrm.Networks(w.Networks, len(w.Forward) > 0)
+	}
+	return nil
+}
+
+// ReadBack compares the layers of the calling thread's network namespace, which is a p,
+// with w. owner is the netlink port that must own the tables there; 0 means any.
+func ReadBack(p Place, w Wanted, owner uint32, layers ...Layer) error {
+	var all error
+	for _, l := range layers {
+		var err error
+		switch l {
+		case NFT:
+			err = nft.ReadBack(owner, w.tables(p)...)
+		case XFRM:
+			err = xfrm.ReadBack(w.policies(p))
+		default:
+			err = fmt.Errorf("unknown layer %q", l)
+		}
+		if err != nil {
+			all = errors.Join(all, fmt.Errorf("%s: %w", p, err))
+		}
+	}
+	return all
+}
