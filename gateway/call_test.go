@@ -24,6 +24,7 @@ import (
 	"rempart/keystore/client/identity"
 	"rempart/voice/agent"
 	"rempart/voice/call"
+	"rempart/voice/port"
 	"rempart/voice/sip"
 	"rempart/voice/voicetest"
 )
@@ -119,7 +120,7 @@ func (w *world) phone(n int, name string, options ...option) *phone {
 			return local.Level, nil
 		},
 		Sealer: box{}, StateFile: filepath.Join(dir, "calls"), Devices: agent.WAVDevices(dir), Check: agent.CheckWAV(dir),
-		AutoAnswer: true, RTP: agent.RTPPort, Keying: agent.KeyingPort, Limits: limits, Timing: sip.DefaultTiming(), Now: time.Now, Clock: clock}
+		AutoAnswer: true, RTP: port.Sound, Keying: port.Keying, Limits: limits, Timing: sip.DefaultTiming(), Now: time.Now, Clock: clock}
 	for _, o := range options {
 		o(&cfg)
 	}

@@ -14,6 +14,7 @@ import (
 	"rempart/internal/sandbox"
 	"rempart/internal/sock"
 	"rempart/keystore/client"
+	"rempart/voice/port"
 	"rempart/voice/sip"
 )
 
@@ -48,7 +49,7 @@ func main() {
 			tunnel:   newTunnel(tunnelSocket),
 			peersDir: peersDir,
 			ports: func(a netip.Addr) (calls, directory netip.AddrPort) {
-				return netip.AddrPortFrom(a, 5061), netip.AddrPortFrom(a, 80)
+				return netip.AddrPortFrom(a, port.Calls), netip.AddrPortFrom(a, port.Directory)
 			},
 			journal: j,
 			now:     time.Now,

@@ -18,13 +18,13 @@ import (
 	"rempart/internal/sock/httpsock"
 	"rempart/keystore/client/identity"
 	"rempart/voice/agent"
+	"rempart/voice/port"
 	"rempart/voice/sip"
 	"rempart/vpn/levels"
 )
 
 const (
 	network = "wg0" // the tunnel network calls go over
-	sipPort = 5061  // of the gateway's inner address
 	look    = 20 * time.Millisecond
 )
 
@@ -115,11 +115,11 @@ func telephone(ctx context.Context, cfg config, d deps, h *handler) error {
 		return err
 	}
 	a, err := agent.New(ctx, agent.Config{
-		Self: self, Inner: inner, Gateway: netip.AddrPortFrom(gateway, sipPort), Roots: cfg.roots, Credentials: d.keys.TLSCertificate,
+		Self: self, Inner: inner, Gateway: netip.AddrPortFrom(gateway, port.Calls), Roots: cfg.roots, Credentials: d.keys.TLSCertificate,
 		Level: cfg.level, Sealer: d.keys, StateFile: d.stateFile, Devices: d.devices, Check: d.check,
 		// A lab's handset has nobody to lift it; the mark is in its certificate.
 		AutoAnswer: id.Lab,
-		RTP:        agent.RTPPort, Keying: agent.KeyingPort, Limits: agent.DefaultLimits(), Timing: sip.DefaultTiming(),
+		RTP:        port.Sound, Keying: port.Keying, Limits: agent.DefaultLimits(), Timing: sip.DefaultTiming(),
 		Journal: d.journal, Now: d.now, Clock: d.clock})
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"rempart/internal/sock"
 	"rempart/internal/sock/httpsock"
 	"rempart/voice/agent"
+	"rempart/voice/port"
 	"rempart/voice/record"
 	"rempart/voice/sip"
 	"rempart/voice/voicetest"
@@ -69,7 +70,7 @@ func gatewayOf(t *testing.T, a *voicetest.Authority) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", netip.AddrPortFrom(voicetest.GatewayAddr(), sipPort).String())
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(voicetest.GatewayAddr(), port.Calls).String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,13 +20,6 @@ import (
 	"rempart/voice/sip"
 )
 
-// The ports of a handset's inner address, the only ones the gateway routes
-// between handsets.
-const (
-	RTPPort    = 5004 // UDP, sound (RFC 3551 §8)
-	KeyingPort = 5063 // TCP, key agreement
-)
-
 // Limits are the times a call may take.
 type Limits struct {
 	// Answer is how long a call may ring.
