@@ -34,6 +34,7 @@ type Report struct {
 	Measured  []Measured `json:"measured"`   // in the order in which they were extended
 	Guard     string     `json:"guard"`      // GuardInForce and its form, or why it is not
 	Devices   []Device   `json:"devices"`    // every black device
+	Backstop  []Layer    `json:"backstop"`   // what stands behind the gate in every namespace
 	Daemons   []Daemon   `json:"daemons"`
 	Closed    bool       `json:"closed"` // init holds the gate at deny-all
 	Reason    string     `json:"reason"` // why it is closed or why the boot stopped; "" otherwise
@@ -72,6 +73,14 @@ type Device struct {
 	Gate      string   `json:"gate"`          // what init read back, or the difference it found
 	ReadNS    int64    `json:"read_ns"`       // when it was read back
 	InForce   bool     `json:"gate_in_force"` // the read-back found exactly what should be there
+}
+
+// Layer is one of the layers behind the gate: "nft", "xfrm".
+type Layer struct {
+	Name    string            `json:"name"`
+	State   string            `json:"state"`           // what it does, why this kernel does not have it, or the difference that was found
+	InForce bool              `json:"in_force"`        // the read-back found exactly what should be there
+	Drops   map[string]uint64 `json:"drops,omitempty"` // packets by table and chain, since its content last changed
 }
 
 // Daemon is one supervised process.

@@ -36,6 +36,10 @@ var quiet = map[string]string{
 	"net.ipv4.conf.all.arp_ignore":               "8",
 	"net.ipv4.conf.all.accept_redirects":         "0",
 	"net.ipv4.conf.all.send_redirects":           "0",
+	"net.ipv4.conf.all.rp_filter":                "1", // strict: an answer must go the way it came
+	"net.ipv4.conf.default.rp_filter":            "1",
+	"net.ipv4.icmp_echo_ignore_all":              "1",
+	"net.ipv6.icmp.echo_ignore_all":              "1",
 }
 
 // makeColours makes the cgroups, moves init into its own, and makes the namespaces. Init's own namespace stays as a dead end
@@ -59,11 +63,11 @@ func (p *phone) makeColours(context.Context) (string, error) {
 	if err := os.Chmod(bpffsDir, 0o711); err != nil {
 		return "", err
 	}
-	self, err := link.Self()
+	own, err := link.Self()
 	if err != nil {
 		return "", err
 	}
-	defer self.Close()
+	p.own = own
 	for name, at := range map[string]**link.NS{"red": &p.red, "black": &p.black, "void": &p.void} {
 		ns, err := link.Create(filepath.Join(netnsDir, name))
 		if err != nil {
@@ -71,7 +75,7 @@ func (p *phone) makeColours(context.Context) (string, error) {
 		}
 		*at = ns
 	}
-	for name, ns := range map[string]*link.NS{"init's own": self, "red": p.red, "black": p.black, "void": p.void} {
+	for name, ns := range map[string]*link.NS{"init's own": p.own, "red": p.red, "black": p.black, "void": p.void} {
 		err := ns.Do(func() error {
 			for k, v := range quiet {
 				if err := link.Sysctl(k, v); err != nil {
@@ -84,10 +88,13 @@ func (p *phone) makeColours(context.Context) (string, error) {
 			return "", fmt.Errorf("cannot quieten namespace %s: %w", name, err)
 		}
 	}
+	if err := p.layBackstop(); err != nil {
+		return "", err
+	}
 	if err := p.red.Do(func() error { return link.SetUp("lo") }); err != nil {
 		return "", err
 	}
-	return "red, black and void namespaces; every later process is born in its own cgroup", nil
+	return "red, black and void namespaces, closed by default; every later process is born in its own cgroup", nil
 }
 
 // installGuard puts the guard over this handset's cgroup, with this namespace as the dead end where devices are born. A kernel

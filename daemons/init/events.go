@@ -16,5 +16,6 @@ const (
 	eventLease   journal.ID = "link.address"    // subject: device
 	eventEnd     journal.ID = "phone.end"       // subject: how
 	eventGuard   journal.ID = "guard.install"
-	eventLimit   journal.ID = "process.limit" // subject: limit
+	eventLayer   journal.ID = "backstop.layer" // subject: layer
+	eventLimit   journal.ID = "process.limit"  // subject: limit
 )

@@ -100,6 +100,7 @@ func (p *phone) restart(ctx context.Context, name string, again chan string) {
 func (p *phone) close(reason string) {
 	p.report.Closed, p.report.Reason = true, reason
 	p.journal.Event(eventClose, reason, journal.Success)
+	p.closeBackstop()
 	if p.gate == nil {
 		return
 	}
@@ -137,8 +138,8 @@ func (p *phone) holdFloor() {
 		}
 		all = errors.Join(all, err)
 	}
-	if all != nil {
-		p.lose("the floor is not what it should be: " + all.Error())
+	if all = errors.Join(all, p.readBackstop()); all != nil {
+		p.lose("the floor or what stands behind it is not what it should be: " + all.Error())
 	}
 }
 
@@ -169,6 +170,10 @@ func (p *phone) release(ctx context.Context, again chan string) {
 				return err
 			}
 		} else if err := p.readBack(egress.DenyAll()); err != nil {
+			return err
+		}
+		// Behind the gate first: it still denies all, and what it will admit must be let through by all.
+		if err := errors.Join(p.backstop.Release(p.table, uidTunneld), p.readBackstop()); err != nil {
 			return err
 		}
 		_, err := p.gate.Table(ask, p.table)

@@ -54,12 +54,8 @@ func withRadio(t *testing.T) *phone {
 	proof.NeedRoot(t)
 	p := newPhone(mono(), nil, nil, nil)
 	p.root, p.gate = t.TempDir(), willing(t)
-	var err error
-	if p.black, err = link.Create(""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.black.Close() })
-	err = p.blackDo(func() error {
+	p.behind(t)
+	err := p.blackDo(func() error {
 		if err := link.AddVeth(link.Port{Name: "wwan0"}, link.Port{Name: "far0"}); err != nil {
 			return err
 		}
@@ -71,6 +67,23 @@ func withRadio(t *testing.T) *phone {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// behind makes the phone's namespaces and closes them.
+func (p *phone) behind(t *testing.T) {
+	t.Helper()
+	proof.NeedRoot(t)
+	for _, at := range []**link.NS{&p.red, &p.black, &p.void, &p.own} {
+		ns, err := link.Create("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ns.Close() })
+		*at = ns
+	}
+	if err := p.layBackstop(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (p *phone) radioUp(t *testing.T) (up bool) {
@@ -139,6 +152,7 @@ func TestSeveredWithoutAFloorTakesTheRadiosDown(t *testing.T) {
 func TestALostPhoneIsNotReleased(t *testing.T) {
 	p := newPhone(mono(), nil, nil, nil)
 	p.root, p.gate = t.TempDir(), willing(t)
+	p.behind(t)
 	p.release(t.Context(), make(chan string, 1))
 	if p.report.Closed {
 		t.Fatalf("the twin: a sound phone was not released: %s", p.report.Reason)

@@ -19,6 +19,7 @@ import (
 	"rempart/keystore/extend"
 	"rempart/vpn/egress"
 	"rempart/vpn/egress/ask"
+	"rempart/vpn/enforce/backstop"
 )
 
 // errRestart asks for a restart of the whole handset: the keystore is gone and its boot secrets are capped.
@@ -44,9 +45,11 @@ type phone struct {
 	radios  []radio
 
 	red, black, void *link.NS
+	own              *link.NS // where devices are born
 	cgroups          map[string]*os.File
 	listeners        map[string]*net.UnixListener
 	guard            *guard.Guard
+	backstop         *backstop.Backstop
 
 	tpm       *os.File // nil once keyd has it
 	door      *extend.Door

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"rempart/boot/manifest"
 	"rempart/boot/report"
 	"rempart/internal/journal"
 	"rempart/internal/link"
@@ -45,6 +46,9 @@ func (p *phone) layFloor(context.Context) (string, error) {
 				return err
 			}
 			if err := errors.Join(enforce.AttachFloor(i), enforce.FloorInForce(i)); err != nil {
+				return err
+			}
+			if err := p.backstop.AddDevice(r.name); err != nil {
 				return err
 			}
 			p.report.Devices = append(p.report.Devices, report.Device{Name: r.name, Index: i, Floor: true, Gate: "none yet"})
@@ -132,7 +136,7 @@ func (p *phone) readBack(want egress.Policy) error {
 		d.Gate = fmt.Sprintf("%s, policy %x, programs %d and %d, %s", state, got.Digest[:4], got.Programs[0], got.Programs[1], got.Hook)
 		p.journal.Event(eventReread, d.Name, journal.Success, "state", d.Gate)
 	}
-	return all
+	return errors.Join(all, p.readBackstop())
 }
 
 // raiseRadios gives each radio its address and brings it up, behind the closed gate that was just read back.
@@ -150,7 +154,7 @@ func (p *phone) raiseRadios(ctx context.Context) (string, error) {
 			said = append(said, r.name+" up, address to be leased")
 			continue
 		}
-		if err := p.blackDo(func() error { return errors.Join(p.admit(r.name), raise(r)) }); err != nil {
+		if err := p.blackDo(func() error { return errors.Join(p.admit(r.name), raise(r, p.remotes())) }); err != nil {
 			return "", err
 		}
 		p.report.Devices[i].Up = true
@@ -166,9 +170,23 @@ func (p *phone) raiseRadios(ctx context.Context) (string, error) {
 	return strings.Join(said, "; "), nil
 }
 
-// raise configures one radio in the calling thread's namespace. The address has no on-link prefix: everything goes to the one
-// next hop, whose link address is given, as on a point-to-point modem link.
-func raise(r radio) error {
+// remotes are whom black has a route to: a handset's gateways, as the signed policy names them. A gateway answers whoever asks.
+func (p *phone) remotes() []netip.Prefix {
+	if p.policy.Role == manifest.RoleGateway {
+		return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	}
+	var all []netip.Prefix
+	for _, g := range p.policy.Gateways {
+		for _, a := range g.Addresses {
+			all = append(all, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return all
+}
+
+// raise configures one radio in the calling thread's namespace. The address has no on-link prefix, and there is no default
+// route: each remote is reached by the one next hop, whose link address is given, as on a point-to-point modem link.
+func raise(r radio, remotes []netip.Prefix) error {
 	for _, a := range []netip.Addr{r.v4.Addr(), r.v6.Addr()} {
 		if err := link.AddAddr(r.name, netip.PrefixFrom(a, a.BitLen())); err != nil {
 			return err
@@ -184,12 +202,13 @@ func raise(r radio) error {
 		if err := link.AddRoute(link.Route{To: netip.PrefixFrom(via, via.BitLen()), Device: r.name}); err != nil {
 			return err
 		}
-		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-		if via.Is6() {
-			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-		}
-		if err := link.AddRoute(link.Route{To: all, Device: r.name, Via: via}); err != nil {
-			return err
+		for _, to := range remotes {
+			if to.Addr().Is6() != via.Is6() {
+				continue
+			}
+			if err := link.AddRoute(link.Route{To: to, Device: r.name, Via: via}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

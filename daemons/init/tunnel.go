@@ -23,6 +23,9 @@ const tunnelDevice = "wg0"
 
 // startTunnel makes wg0 in red, without an address yet, and starts tunneld in black with its descriptor.
 func (p *phone) startTunnel(context.Context) (string, error) {
+	if err := p.openRed(); err != nil {
+		return "", err
+	}
 	err := p.red.Do(func() error {
 		f, err := link.OpenTUN(tunnelDevice)
 		if err != nil {

@@ -82,6 +82,9 @@ func examine(s Status, e env, now time.Time) []Finding {
 		check("floor under "+d.Name, "drops everything that the gate does not pass", when(!d.Floor, "restart the handset: a device without a floor must not stay", "there is no floor on %s", d.Name))
 		check("gate on "+d.Name, "read back, as it should be", when(!d.InForce, "something changed the gate: restart the handset and look at the journal", "%s", reasoned("the gate is not what it should be", d.Gate)))
 	}
+	for _, l := range s.Boot.Backstop {
+		check(l.Name+" behind the gate", l.State, when(!l.InForce, "if the kernel has no such layer, the others hold without it; else something changed it: restart the handset", "%s is not in force: %s", l.Name, l.State))
+	}
 	check("guard", s.Boot.Guard, when(!strings.HasPrefix(s.Boot.Guard, report.GuardInForce), "the kernel needs BPF LSM (lsm=…,bpf), or raw tracepoints and cgroup BPF; the other layers hold without it", "the guard is not in force: %s", s.Boot.Guard))
 	check("gate agrees", "egressd admits what tunneld uses", gateAgrees(s))
 	for _, d := range s.Boot.Daemons {

@@ -190,6 +190,13 @@ func (s Status) show(w io.Writer, e env) {
 			}
 			line("device", "%s: floor %v, %s, up %v", d.Name, d.Floor, gate, d.Up)
 		}
+		for _, l := range b.Backstop {
+			state := "not in force"
+			if l.InForce {
+				state = "in force"
+			}
+			line("layer", "%s: %s, %s", l.Name, state, l.State)
+		}
 		for _, d := range b.Daemons {
 			if !d.Running {
 				line("daemon", "%s is down: %s", d.Name, d.LastExit)
