@@ -60,6 +60,9 @@ const (
 // crafted are the kinds that need AF_PACKET, AF_XDP or a raw socket.
 var crafted = []attack.Kind{attack.Packet, attack.PacketBypass, attack.XDP, attack.Raw, attack.Impostor, attack.ICMP}
 
+// frames are the kinds that hand whole frames to a device: no route is asked for, and no policy.
+var frames = []attack.Kind{attack.Packet, attack.PacketBypass, attack.XDP, attack.Impostor}
+
 // Rows returns the leak test for the site, rows without events first and the
 // one that kills init last.
 func Rows(s Site) []Row {
@@ -93,7 +96,7 @@ func Rows(s Site) []Row {
 	}
 	add(Row{Name: "UDP to an inner address from red", From: Red, Kind: attack.UDP, To: Inner, Stops: stops(Red, attack.UDP), Want: []Verdict{Tunnelled}}, both...)
 
-	sender := Row{From: Black, Kind: attack.Constant, Family: both, To: Host, Stops: stops(Black, attack.Packet), Want: []Verdict{Refused, Dropped}}
+	sender := Row{From: Black, Kind: attack.Constant, Family: both, To: Host, Stops: append(stops(Black, attack.Constant), Guard), Want: []Verdict{Refused, Dropped}}
 	for _, d := range s.Daemons {
 		r := sender
 		r.Name, r.Event, r.Daemon = "kill -9 of "+d+" under a constant sender", Kill, d
@@ -137,6 +140,15 @@ func stops(from Where, k attack.Kind) []Layer {
 		l = []Layer{Jail}
 	} else {
 		l = []Layer{Gate, Floor}
+		if k != attack.XDP {
+			l = append(l, NFT)
+		}
+	}
+	if !slices.Contains(frames, k) {
+		l = append(l, XFRM)
+		if from == Black {
+			l = append(l, Routes)
+		}
 	}
 	if slices.Contains(crafted, k) {
 		l = append(l, Guard)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 	"rempart/board/scenario/watch"
 	"rempart/internal/link"
 	"rempart/tools/lab/bringup"
+	"rempart/vpn/enforce/nft"
 )
 
 // board is one handset of the netns board as the scenarios see it.
@@ -195,6 +197,19 @@ func (b *board) Counters(ctx context.Context) (scenario.Counters, error) {
 		}
 	}
 	m, err := b.w.Machine(ctx, b.name)
+	if err != nil {
+		return c, err
+	}
+	black, err := link.Open(m.Paths.Black)
+	if err != nil {
+		return c, err
+	}
+	defer black.Close()
+	err = black.Do(func() error {
+		dropped, err := nft.Drops()
+		maps.Copy(c.Drops, dropped)
+		return err
+	})
 	if err != nil {
 		return c, err
 	}

@@ -129,6 +129,9 @@ func Strip(ctx context.Context, w *netns.World, m netns.Machine, layers []scenar
 			return fmt.Errorf("cannot take the floor off the twin: %w: %s", err, out)
 		}
 	}
+	if err := stripBackstop(ctx, m, black, layers); err != nil {
+		return err
+	}
 	if slices.Contains(layers, scenario.Jail) {
 		return giveRedARadio(ctx, w, m)
 	}
