@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"net"
 	"os/exec"
 	"testing"
@@ -30,7 +31,7 @@ func unaffected(t *testing.T, w *world) {
 		if err := link.SetUp("lo"); err != nil {
 			return err
 		}
-		if err := link.SetUp("one"); err != nil {
+		if err := errors.Join(link.SetUp("one"), link.SetUp("two")); err != nil { // a pair with one end down carries nothing
 			return err
 		}
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
