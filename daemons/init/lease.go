@@ -154,7 +154,7 @@ func (p *phone) tellLink(ctx context.Context, name string) error {
 	if _, err := p.gate.Link(ctx, p.dynamic[name].index, p.facts(name)); err != nil {
 		return fmt.Errorf("cannot tell the gate of %s's link: %w", name, err)
 	}
-	return nil
+	return p.backstop.SetLink(name, p.facts(name), uidLinkd)
 }
 
 // grantLease sets or takes back the address that linkd wished for.

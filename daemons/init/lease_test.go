@@ -122,11 +122,7 @@ func TestLeaseIsSetAndTakenBack(t *testing.T) {
 	p := leasingPhone()
 	p.gate = willing(t)
 	p.report.Devices = []report.Device{{Name: "wwan0", Index: 2}}
-	var err error
-	if p.black, err = link.Create(""); err != nil {
-		t.Fatal(err)
-	}
-	defer p.black.Close()
+	p.behind(t)
 	if err := p.blackDo(func() error {
 		if err := link.AddVeth(link.Port{Name: "wwan0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 11}}, link.Port{Name: "air"}); err != nil {
 			return err
@@ -183,11 +179,7 @@ func TestGateThatIsNotToldHasNoAddress(t *testing.T) {
 	if err := p.gate.Close(); err != nil {
 		t.Fatal(err)
 	}
-	var err error
-	if p.black, err = link.Create(""); err != nil {
-		t.Fatal(err)
-	}
-	defer p.black.Close()
+	p.behind(t)
 	if err := p.grantLease(t.Context(), lease4("203.0.113.77", "203.0.113.254")); err == nil {
 		t.Error("granted without a gate")
 	}

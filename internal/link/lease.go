@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -123,11 +124,21 @@ func OpenND(device string, uid int) (*os.File, error) {
 const ipv6AutoFlowLabel = 70 // linux/in6.h
 
 func open(name string, family, kind, protocol, uid int, prepare func(fd int) error) (*os.File, error) {
+	// Who opened a socket is for ever the uid that nft sees (meta skuid): chown does not change it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	self, err := unix.SetfsuidRetUid(uid)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open a socket as %d: %w", uid, err)
+	}
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, protocol)
+	if _, back := unix.SetfsuidRetUid(self); back != nil {
+		return nil, fmt.Errorf("cannot become %d again: %w", self, back)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot make socket %s: %w", name, err)
 	}
-	// The owner of the socket's inode is the uid that a filter sees (meta skuid).
+	// The owner of the inode is another thing; it should say the same.
 	if err := errors.Join(prepare(fd), unix.Fchown(fd, uid, uid)); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot make socket %s: %w", name, err), unix.Close(fd))
 	}

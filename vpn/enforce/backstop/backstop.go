@@ -145,6 +145,20 @@ func (b *Backstop) RemoveDevice(name string) error {
 	return nil
 }
 
+// SetLink lets the link-layer minimum of a device through, closed or not: what its facts
+// say, with sockets opened by uid. No facts let nothing through.
+func (b *Backstop) SetLink(device string, facts egress.LinkFacts, uid uint32) error {
+	b.wanted.Links = maps.Clone(b.wanted.Links)
+	if b.wanted.Links == nil {
+		b.wanted.Links = map[string]nft.Link{}
+	}
+	b.wanted.Links[device] = nft.Link{Facts: facts, UID: uid}
+	if err := b.put(Black, false); err != nil {
+		return fmt.Errorf("cannot tell the backstop of %s's link: %w", device, err)
+	}
+	return nil
+}
+
 // Tunnel opens red to the tunnel's networks: inbound for the services input and, if there
 // are any, through it for the services forward.
 func (b *Backstop) Tunnel(device string, networks []netip.Prefix, input, forward []nft.Port) error {

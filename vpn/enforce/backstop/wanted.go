@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"rempart/vpn/egress"
 	"rempart/vpn/enforce/nft"
@@ -38,6 +39,8 @@ type Wanted struct {
 	Admitted egress.Policy
 	// UID is who opens the sockets that may send in them.
 	UID uint32
+	// Links are those of the devices that lease their addresses.
+	Links map[string]nft.Link
 	// Tunnel is red's device, Networks what lies behind it.
 	Tunnel   string
 	Networks []netip.Prefix
@@ -52,7 +55,7 @@ func (w Wanted) tables(p Place) []nft.Table {
 	case Black:
 		var all []nft.Table
 		for _, d := range w.Devices {
-			all = append(all, nft.Released(d, w.Admitted, w.UID))
+			all = append(all, nft.Released(d, w.Admitted, w.UID).WithLink(w.Links[d]))
 		}
 		return all
 	case Red:
@@ -65,7 +68,15 @@ func (w Wanted) tables(p Place) []nft.Table {
 func (w Wanted) policies(p Place) []xfrm.Policy {
 	switch p {
 	case Black:
-		return xfrm.Classes(w.Admitted)
+		all := xfrm.Classes(w.Admitted)
+		for _, d := range w.Devices {
+			for _, p := range xfrm.Link(w.Links[d].Facts) {
+				if !slices.Contains(all, p) { // two devices have some in common
+					all = append(all, p)
+				}
+			}
+		}
+		return all
 	case Red:
 		return xfrm.Networks(w.Networks, len(w.Forward) > 0)
 	}

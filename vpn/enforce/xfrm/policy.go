@@ -75,6 +75,54 @@ func Classes(policy egress.Policy) []Policy {
 	return all
 }
 
+// ND messages by their ICMPv6 type, which a selector takes for the source port.
+const (
+	routerSolicitation    = 133
+	routerAdvertisement   = 134
+	neighbourSolicitation = 135
+	neighbourAdvert       = 136
+)
+
+var (
+	allRouters     = netip.MustParsePrefix("ff02::2/128")
+	linkLocals     = netip.MustParsePrefix("fe80::/64")
+	solicitedNodes = netip.MustParsePrefix("ff02::1:ff00:0/104")
+)
+
+// Link are the policies of the link-layer minimum of a black device that leases its
+// addresses. ARP and packet sockets do not come this way.
+func Link(f egress.LinkFacts) []Policy {
+	if !f.Set() {
+		return nil
+	}
+	any4, any6 := everywhere(false), everywhere(true)
+	all := []Policy{
+		{Direction: Out, Source: any4, Destination: any4, Protocol: unix.IPPROTO_UDP, SourcePort: 68, Port: 67},
+		{Direction: In, Source: any4, Destination: any4, Protocol: unix.IPPROTO_UDP, SourcePort: 67, Port: 68},
+	}
+	if !f.Local6.IsValid() {
+		return all
+	}
+	nd := func(d Direction, from, to netip.Prefix, kind uint16) {
+		all = append(all, Policy{Direction: d, Source: from, Destination: to, Protocol: unix.IPPROTO_ICMPV6, SourcePort: kind})
+	}
+	nd(Out, netip.PrefixFrom(f.Local6, 128), allRouters, routerSolicitation)
+	nd(In, linkLocals, any6, routerAdvertisement)
+	if !f.Router6.IsValid() {
+		return all
+	}
+	router := netip.PrefixFrom(f.Router6, 128)
+	for _, own := range []netip.Addr{f.Local6, f.Addr6} {
+		from := netip.PrefixFrom(own, 128)
+		nd(Out, from, router, neighbourSolicitation)
+		nd(Out, from, solicitedNodes, neighbourSolicitation)
+		nd(Out, from, router, neighbourAdvert)
+	}
+	nd(In, router, any6, neighbourSolicitation)
+	nd(In, router, any6, neighbourAdvert)
+	return all
+}
+
 // Networks are the policies of red: what stays inside one of the networks, and, on a
 // machine that forwards, what passes from one handset of a network to another.
 func Networks(networks []netip.Prefix, forward bool) []Policy {

@@ -300,3 +300,64 @@ func TestPoliciesAsOthersReadThem(t *testing.T) {
 		})
 	}
 }
+
+// Of a link that leases its addresses DHCP is routed, and ND with the router and of linkd, closed or not; no other message is.
+func TestLinkLayerMinimum(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "each attempt before the default is set")
+	w := newWorld(t)
+	router, local, stranger := netip.MustParseAddr("fe80::1"), netip.MustParseAddr("fe80::b"), netip.MustParseAddr("fe80::99")
+	var index int
+	w.in(w.black, func() (err error) {
+		if index, err = link.Index("bl0"); err != nil {
+			return err
+		}
+		mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+		return errors.Join(link.AddAddr("bl0", netip.PrefixFrom(local, 64)), link.AddNeighbour("bl0", router, mac), link.AddNeighbour("bl0", stranger, mac))
+	})
+	icmp6 := func(kind byte, to string) (sent error) {
+		w.in(w.black, func() error {
+			fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.Bind(fd, &unix.SockaddrInet6{Addr: local.As16(), ZoneId: uint32(index)}); err != nil {
+				return err
+			}
+			sent = unix.Sendto(fd, append([]byte{kind}, make([]byte, 23)...), 0, &unix.SockaddrInet6{Addr: netip.MustParseAddr(to).As16(), ZoneId: uint32(index)})
+			return nil
+		})
+		return sent
+	}
+	facts := egress.LinkFacts{Linkd: 7, MAC: [6]byte{2, 0, 0, 0, 0, 11}, Addr4: handset4, Router4: gateway4, Local6: local, Addr6: handset6, Router6: router}
+	for _, closed := range []bool{false, true} {
+		if closed {
+			w.put(Link(facts))
+			if err := w.differences(Link(facts)); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, c := range []struct {
+			what string
+			send func() error
+			pass bool
+		}{
+			{"DHCP", func() error { return w.send(w.black, at(handset4, 68), at(gateway4, 67)) }, true},
+			{"port 67 from another port", func() error { return w.send(w.black, at(handset4, 69), at(gateway4, 67)) }, false},
+			{"router solicitation", func() error { return icmp6(133, "ff02::2") }, true},
+			{"router solicitation to a host", func() error { return icmp6(133, "fe80::99") }, false},
+			{"router advertisement", func() error { return icmp6(134, "ff02::1") }, false},
+			{"neighbour solicitation", func() error { return icmp6(135, "ff02::1:ff00:1") }, true},
+			{"neighbour advertisement", func() error { return icmp6(136, "fe80::1") }, true},
+			{"neighbour advertisement to a stranger", func() error { return icmp6(136, "fe80::99") }, false},
+			{"echo request", func() error { return icmp6(128, "fe80::1") }, false},
+		} {
+			if err := c.send(); (err == nil) != (c.pass || !closed) {
+				t.Errorf("closed %v, %s: %v", closed, c.what, err)
+			}
+		}
+	}
+	if Link(egress.LinkFacts{}) != nil {
+		t.Error("a link without facts lets something through")
+	}
+}
