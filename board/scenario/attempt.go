@@ -43,7 +43,7 @@ func (w *world) attempt(ctx context.Context, row Row, markers *[]watch.Marker) (
 		}
 		*markers = append(*markers, watch.Marker(m))
 		argv := append(append([]string(nil), w.Sender...), row.job(w.site, f, m).Args()...)
-		p, err := w.board.Start(ctx, Command{Where: row.From, Argv: argv})
+		p, err := w.board.Start(ctx, Command{Where: row.From, App: row.App, Argv: argv})
 		if err != nil {
 			return e, fmt.Errorf("cannot start the sender: %w", err)
 		}

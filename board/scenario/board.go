@@ -35,12 +35,13 @@ const (
 	NFT     Layer = "nft"     // the nft tables on the radio and in red
 	XFRM    Layer = "xfrm"    // the IPsec policies' default, block, in every namespace
 	Routes  Layer = "routes"  // black has routes to the gateways alone
+	Hooks   Layer = "hooks"   // the level hooks at the handset's cgroup: no app, no network
 	Guard   Layer = "guard"   // no AF_PACKET, AF_XDP and raw sockets in the handset's cgroup
 	Newborn Layer = "newborn" // a device born in init's namespace is floored and kept down
 )
 
 // AllLayers are the layers above: without them nothing of a handset stops a sender.
-func AllLayers() []Layer { return []Layer{Jail, Gate, Floor, NFT, XFRM, Routes, Guard, Newborn} }
+func AllLayers() []Layer { return []Layer{Jail, Gate, Floor, NFT, XFRM, Routes, Hooks, Guard, Newborn} }
 
 // Site is where the handset stands: the addresses of the lab's world.
 type Site struct {

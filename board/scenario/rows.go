@@ -35,6 +35,7 @@ const (
 type Row struct {
 	Name   string
 	From   Where
+	App    string // whose cgroup the sender is in; "" is the desk's, which is no app's
 	Kind   attack.Kind
 	Family []attack.Family // more than one: a sender each, at the same time
 	To     Destination
@@ -94,7 +95,7 @@ func Rows(s Site) []Row {
 			add(r, both...)
 		}
 	}
-	add(Row{Name: "UDP to an inner address from red", From: Red, Kind: attack.UDP, To: Inner, Stops: stops(Red, attack.UDP), Want: []Verdict{Tunnelled}}, both...)
+	add(Row{Name: "UDP to an inner address from red", From: Red, App: TunnelApp, Kind: attack.UDP, To: Inner, Stops: stops(Red, attack.UDP), Want: []Verdict{Tunnelled}}, both...)
 
 	sender := Row{From: Black, Kind: attack.Constant, Family: both, To: Host, Stops: append(stops(Black, attack.Constant), Guard), Want: []Verdict{Refused, Dropped}}
 	for _, d := range s.Daemons {
@@ -109,6 +110,9 @@ func Rows(s Site) []Row {
 	orphan.Name, orphan.Event = "kill -9 of init while another process holds black and sends", KillInit
 	return append(rows, restart, orphan)
 }
+
+// TunnelApp is an app of the tunnel's level: the level hooks let it send into the tunnel.
+const TunnelApp = "notes"
 
 // plain are the ways out without an event.
 var plain = []struct {
@@ -145,7 +149,7 @@ func stops(from Where, k attack.Kind) []Layer {
 		}
 	}
 	if !slices.Contains(frames, k) {
-		l = append(l, XFRM)
+		l = append(l, XFRM, Hooks)
 		if from == Black {
 			l = append(l, Routes)
 		}

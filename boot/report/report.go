@@ -24,6 +24,9 @@ const max = 256 << 10
 // "in force (system calls)".
 const GuardInForce = "in force"
 
+// LevelsInForce begins Report.Levels where the level hooks are what they should be.
+const LevelsInForce = "in force"
+
 // Report is the state of one boot. Times are CLOCK_MONOTONIC in nanoseconds.
 type Report struct {
 	StartedNS int64      `json:"started_ns"` // init's first line
@@ -33,6 +36,7 @@ type Report struct {
 	Steps     []Step     `json:"steps"`      // in the order in which they ran
 	Measured  []Measured `json:"measured"`   // in the order in which they were extended
 	Guard     string     `json:"guard"`      // GuardInForce and its form, or why it is not
+	Levels    string     `json:"levels"`     // LevelsInForce and what they let pass, or the difference that init found
 	Devices   []Device   `json:"devices"`    // every black device
 	Backstop  []Layer    `json:"backstop"`   // what stands behind the gate in every namespace
 	Daemons   []Daemon   `json:"daemons"`

@@ -42,11 +42,11 @@ func TestAllowed(t *testing.T) {
 	}
 	want := map[egress.Op][]string{
 		egress.OpTable: {"init"}, egress.OpAttach: {"init"}, egress.OpAdmit: {"tunneld"}, egress.OpClose: {"init", "tunneld"},
-		egress.OpLink: {"init"},
+		egress.OpLink: {"init"}, egress.OpLevels: {"init"},
 	}
 	for op := range egress.Op(10) {
 		for name, peer := range peers {
-			if got := allowed(op, peer); got != (op == egress.OpStatus || slices.Contains(want[op], name)) {
+			if got := allowed(op, peer); got != (op == egress.OpStatus || op == egress.OpDrops || slices.Contains(want[op], name)) {
 				t.Errorf("%v by %s: %v", op, name, got)
 			}
 		}
@@ -56,7 +56,7 @@ func TestAllowed(t *testing.T) {
 // A gate that could not be closed is open for all that egressd knows: the table that
 // init closes the phone with must not be answered as if it had closed it.
 func TestTableIsNoWordOfAGateThatDidNotClose(t *testing.T) {
-	e := newEngine(t.TempDir(), nil)
+	e := newEngine(t.TempDir(), "", nil)
 	e.admitted = "one"
 	e.gates[1] = &enforce.Gate{} // every change of it fails
 	if err := e.act(sock.Peer{PID: 2, UID: uidTunneld, Cgroup: cgroupTunneld}, egress.Request{Op: egress.OpClose}); err == nil {
@@ -130,7 +130,7 @@ func TestInHandset(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWCGROUP | unix.CLONE_NEWNS, UseCgroupFD: true, CgroupFD: int(fd.Fd())}
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
-	if err != nil || strings.Count(string(out), "--- PASS: TestInside") != 4 {
+	if err != nil || strings.Count(string(out), "--- PASS: TestInside") != 6 {
 		t.Errorf("%v: %s", err, out)
 	}
 }
@@ -171,6 +171,10 @@ func inside(t *testing.T) *handset {
 	must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	must(unix.Mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=0755"))
 	t.Cleanup(func() { must(unix.Unmount("/sys/fs/bpf", 0)) })
+	// As in a handset: its own cgroup is the root.
+	must(unix.Mount("cgroup2", cgroupDir, "cgroup2", 0, ""))
+	t.Cleanup(func() { must(unix.Unmount(cgroupDir, 0)) })
+	h.cgroups = cgroupDir
 	must(os.Mkdir(pinDir, 0o700))
 	must(os.Chown(pinDir, 901, 901))
 	h.black, err = link.Create("")
@@ -213,8 +217,14 @@ func (h *handset) start() *os.Process {
 		h.t.Fatal(err)
 	}
 	defer cg.Close()
+	trusted, trust, err := os.Pipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer trusted.Close()
+	defer trust.Close() // this test has no guard
 	p, err := sandbox.Start(sandbox.Spec{Path: os.Getenv("EGRESSD_BINARY"), UID: 901, Capabilities: []int{unix.CAP_NET_ADMIN, unix.CAP_BPF},
-		NetNS: h.black.FD(), Cgroup: cg, Files: []sandbox.Handed{{Name: "egressd", File: f}}, Stderr: os.Stderr})
+		NetNS: h.black.FD(), Cgroup: cg, Files: []sandbox.Handed{{Name: "egressd", File: f}, {Name: "trusted", File: trusted}}, Stderr: os.Stderr})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -315,6 +325,8 @@ func TestAsk(t *testing.T) {
 		s, err = c.Status(ctx)
 	case "table":
 		s, err = c.Table(ctx, egress.DenyAll())
+	case "levels":
+		s, err = c.Levels(ctx, egress.LevelTable{})
 	}
 	if err != nil {
 		fmt.Printf("answer: %v\n", err)

@@ -27,13 +27,13 @@ const (
 func allowed(op egress.Op, peer sock.Peer) bool {
 	fromInit, fromTunneld := peer.Is(uidInit, cgroupInit), peer.Is(uidTunneld, cgroupTunneld)
 	switch op {
-	case egress.OpTable, egress.OpAttach, egress.OpLink:
+	case egress.OpTable, egress.OpAttach, egress.OpLink, egress.OpLevels:
 		return fromInit
 	case egress.OpAdmit:
 		return fromTunneld
 	case egress.OpClose:
 		return fromInit || fromTunneld
-	case egress.OpStatus:
+	case egress.OpStatus, egress.OpDrops:
 		return true
 	}
 	return false
@@ -45,6 +45,7 @@ func allowed(op egress.Op, peer sock.Peer) bool {
 // empty after any failure. Only while unsure a gate may hold an earlier policy.
 type engine struct {
 	pinDir  string
+	cgroup  string // the handset's, where the level hooks stand
 	journal *journal.Journal
 	options []enforce.Option
 
@@ -54,17 +55,21 @@ type engine struct {
 	unsure   bool   // the last deny-all failed: a gate may still admit what it did
 	changes  uint64 // replacements of the policy in force, tried or done
 	gates    map[int]*enforce.Gate
+	record   *enforce.Record // of what was dropped; nil before it is open
+	levels   *enforce.Levels // nil before the hooks are attached
 }
 
-func newEngine(pinDir string, j *journal.Journal, options ...enforce.Option) *engine {
-	return &engine{pinDir: pinDir, journal: j, options: options, gates: map[int]*enforce.Gate{}}
+func newEngine(pinDir, cgroup string, j *journal.Journal, options ...enforce.Option) *engine {
+	return &engine{pinDir: pinDir, cgroup: cgroup, journal: j, options: options, gates: map[int]*enforce.Gate{}}
 }
 
-// recover denies all on the devices of an earlier egressd. A device that is gone,
+// recover raises the level hooks and denies all on the devices of an earlier egressd. A device that is gone,
 // or that init has not allowed us to touch yet, waits for init's attach.
 func (e *engine) recover() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	// Without them init's read-back ends the boot: the reason is in the journal.
+	_ = e.raiseLevels()
 	indices, err := enforce.Pinned(e.pinDir)
 	if err != nil {
 		e.journal.Event(eventAttach, "pins", journal.Failure, "reason", err.Error())
@@ -95,6 +100,8 @@ func (e *engine) act(peer sock.Peer, r egress.Request) error {
 		return e.setTable(r.Table)
 	case egress.OpAttach:
 		return e.attach(r.Ifindex)
+	case egress.OpLevels:
+		return e.setLevels(r.Levels)
 	case egress.OpLink:
 		return e.setLink(r.Ifindex, r.Link)
 	case egress.OpAdmit:
@@ -219,6 +226,7 @@ func (e *engine) status(err error) egress.Status {
 	if e.admitted == "" {
 		s.Digest = egress.DenyAll().Digest()
 	}
+	err = errors.Join(err, e.levelStatus(&s))
 	for _, ifindex := range e.devices() {
 		c, cerr := e.gates[ifindex].Counters()
 		err = errors.Join(err, cerr)
@@ -234,7 +242,7 @@ func (e *engine) status(err error) egress.Status {
 func (e *engine) stop() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	err := e.deny("egressd stops")
+	err := errors.Join(e.deny("egressd stops"), e.leaveLevels())
 	for _, ifindex := range e.devices() {
 		err = errors.Join(err, e.gates[ifindex].Release())
 		delete(e.gates, ifindex)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
 
 	"golang.org/x/sys/unix"
 
@@ -11,8 +13,25 @@ import (
 	"rempart/internal/sock"
 )
 
-// pinDir is egressd's own folder in the handset's bpffs, mode 0700.
-const pinDir = "/sys/fs/bpf/gate"
+// Places of the handset: egressd's own folder in its bpffs, mode 0700, and its cgroup.
+const (
+	pinDir    = "/sys/fs/bpf/gate"
+	cgroupDir = "/sys/fs/cgroup"
+)
+
+// awaitTrust waits until init has named this process to the guard, which is when it
+// closes its end of a pipe. The guard kills whoever calls bpf without that.
+func awaitTrust() error {
+	f, err := sock.Inherited("trusted")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := io.Copy(io.Discard, f); err != nil {
+		return fmt.Errorf("cannot wait for init's trust: %w", err)
+	}
+	return nil
+}
 
 func main() {
 	run.Main("egressd", func(ctx context.Context, j *journal.Journal) error {
@@ -24,6 +43,9 @@ func main() {
 		if err != nil {
 			return err
 		}
-		return serve(ctx, listener, newEngine(pinDir, j))
+		if err := awaitTrust(); err != nil {
+			return err
+		}
+		return serve(ctx, listener, newEngine(pinDir, cgroupDir, j))
 	})
 }

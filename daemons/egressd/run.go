@@ -124,7 +124,7 @@ func (s *server) converse(c *net.UnixConn, peer sock.Peer) error {
 		if err != nil {
 			return err
 		}
-		reply, err := egress.MarshalStatus(s.engine.do(peer, request))
+		reply, err := s.engine.answer(peer, request)
 		if err != nil {
 			return err
 		}

@@ -89,9 +89,23 @@ func (p *phone) restart(ctx context.Context, name string, again chan string) {
 			p.later(longPause, name, again)
 			return
 		}
+		if name == "egressd" && !p.sup.allUp() {
+			p.reattach(ctx)
+		}
 	}
 	if p.sup.allUp() {
 		p.release(ctx, again)
+	}
+}
+
+// reattach takes up with a new egressd while other daemons are down: these need the level table's rows to start. What fails
+// here is tried again by release.
+func (p *phone) reattach(ctx context.Context) {
+	ask, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := p.attachGate(ask); err != nil {
+		p.journal.Event(eventClose, "egressd", journal.Failure, "reason", err.Error())
+		p.close(err.Error())
 	}
 }
 
@@ -112,6 +126,9 @@ func (p *phone) close(reason string) {
 		ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 		defer cancel()
 		_, err := p.gate.Table(ctx, egress.DenyAll())
+		if err == nil {
+			err = p.setLevels(ctx, p.levels.Closed())
+		}
 		if err == nil {
 			return
 		}
@@ -169,7 +186,13 @@ func (p *phone) release(ctx context.Context, again chan string) {
 			if err := p.attachGate(ask); err != nil {
 				return err
 			}
-		} else if err := p.readBack(egress.DenyAll()); err != nil {
+		} else if err := errors.Join(p.readBack(egress.DenyAll()), p.readLevels()); err != nil {
+			return err
+		}
+		if err := p.setLevels(ask, p.levels); err != nil {
+			return err
+		}
+		if err := p.readLevels(); err != nil {
 			return err
 		}
 		// Behind the gate first: it still denies all, and what it will admit must be let through by all.
@@ -206,6 +229,9 @@ func (p *phone) check(ctx context.Context, again chan string) {
 		}
 		return
 	}
+	if err == nil {
+		err = p.readLevels()
+	}
 	if err == nil && p.guard != nil {
 		if err = p.guard.ReadBack(); err != nil {
 			p.report.Guard = err.Error()
@@ -214,7 +240,7 @@ func (p *phone) check(ctx context.Context, again chan string) {
 	if err == nil || ctx.Err() != nil {
 		return
 	}
-	why := "the gate or guard is not what it should be: " + err.Error()
+	why := "the gate, level hooks or guard are not what they should be: " + err.Error()
 	p.lose(why)
 	p.close(why)
 }

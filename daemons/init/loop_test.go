@@ -153,6 +153,9 @@ func TestALostPhoneIsNotReleased(t *testing.T) {
 	p := newPhone(mono(), nil, nil, nil)
 	p.root, p.gate = t.TempDir(), willing(t)
 	p.behind(t)
+	p.readHooks = func(string, egress.LevelTable, ...uint32) (enforce.LevelReport, error) {
+		return enforce.LevelReport{}, nil
+	}
 	p.release(t.Context(), make(chan string, 1))
 	if p.report.Closed {
 		t.Fatalf("the twin: a sound phone was not released: %s", p.report.Reason)

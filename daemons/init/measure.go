@@ -71,7 +71,7 @@ func (p *phone) note(s stage.Stage, digest [32]byte) {
 
 // readPolicy verifies the signed policy, refuses one below the TPM's floor, extends the bytes that were verified, and compiles
 // the classes that release hands to egressd once every daemon runs.
-func (p *phone) readPolicy(context.Context) (string, error) {
+func (p *phone) readPolicy(ctx context.Context) (string, error) {
 	policy, bundle, err := load.Policy(confDir)
 	if err != nil {
 		return "", run.Hint(err, "put a bundle signed by the key in %s/policy.pub there (rempart-policy sign)", confDir)
@@ -106,6 +106,9 @@ func (p *phone) readPolicy(context.Context) (string, error) {
 		if err := os.MkdirAll(filepath.Join(cgroupDir, "apps", a.Name), 0o755); err != nil {
 			return "", err
 		}
+	}
+	if err := errors.Join(p.makeLevels(ctx), p.readLevels()); err != nil {
+		return "", err
 	}
 	return fmt.Sprintf("%q serial %d, %s", policy.Name, policy.Serial, roleOf(policy.Role)), nil
 }

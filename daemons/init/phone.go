@@ -19,6 +19,7 @@ import (
 	"rempart/keystore/extend"
 	"rempart/vpn/egress"
 	"rempart/vpn/egress/ask"
+	"rempart/vpn/enforce"
 	"rempart/vpn/enforce/backstop"
 )
 
@@ -67,6 +68,9 @@ type phone struct {
 
 	dynamic     map[string]*dynamic // radios that lease their addresses, by name
 	linkdCgroup uint64
+	levels      egress.LevelTable // the policy's
+	levelsNow   egress.LevelTable // the one that egressd has put in force last
+	readHooks   func(cgroup string, want egress.LevelTable, others ...uint32) (enforce.LevelReport, error)
 
 	sup *supervisor
 }
@@ -75,7 +79,7 @@ func newPhone(started int64, j *journal.Journal, tpm *os.File, radios []radio) *
 	p := &phone{journal: j, tpm: tpm, radios: radios, cgroups: map[string]*os.File{}, listeners: map[string]*net.UnixListener{}, measured: map[string][32]byte{}, dynamic: map[string]*dynamic{}}
 	p.report.StartedNS = started
 	p.report.Closed, p.report.Reason = true, "booting"
-	p.sup = newSupervisor(p)
+	p.sup, p.readHooks = newSupervisor(p), enforce.ReadBackLevels
 	return p
 }
 

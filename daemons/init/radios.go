@@ -103,10 +103,14 @@ func (p *phone) attachGate(ctx context.Context) error {
 		}
 	}
 	p.severed = false
+	// A new egressd has emptied the table: without rows no daemon could make a socket.
+	if err := p.setLevels(ctx, p.levels.Closed()); err != nil {
+		return err
+	}
 	if err := p.tellLinks(ctx); err != nil {
 		return err
 	}
-	return p.readBack(egress.DenyAll())
+	return errors.Join(p.readBack(egress.DenyAll()), p.readLevels())
 }
 
 // readBack compares what the kernel has on every radio with want, floor included.

@@ -121,6 +121,16 @@ func (s *supervisor) start(name string) error {
 		return err
 	}
 	defer w.Close()
+	if name == "egressd" {
+		// To the guard a bpf call before trust is anyone's. egressd waits for the end of this pipe.
+		trusted, trust, err := os.Pipe()
+		if err != nil {
+			return errors.Join(err, r.Close())
+		}
+		defer trusted.Close()
+		defer trust.Close()
+		files = append(files, sandbox.Handed{Name: "trusted", File: trusted})
+	}
 	s.mu.Lock()
 	proc, err := sandbox.Start(sandbox.Spec{
 		Path: filepath.Join("/bin", name), Args: args, UID: d.uid, Capabilities: d.caps, NetNS: d.ns().FD(), Cgroup: p.cgroups[name],

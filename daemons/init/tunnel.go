@@ -22,7 +22,7 @@ import (
 const tunnelDevice = "wg0"
 
 // startTunnel makes wg0 in red, without an address yet, and starts tunneld in black with its descriptor.
-func (p *phone) startTunnel(context.Context) (string, error) {
+func (p *phone) startTunnel(ctx context.Context) (string, error) {
 	if err := p.openRed(); err != nil {
 		return "", err
 	}
@@ -35,6 +35,9 @@ func (p *phone) startTunnel(context.Context) (string, error) {
 		return errors.Join(link.SetMTU(tunnelDevice, 1420), p.admit("lo", tunnelDevice))
 	})
 	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(p.makeLevels(ctx), p.readLevels()); err != nil {
 		return "", err
 	}
 	if err := p.listen("tunneld"); err != nil {

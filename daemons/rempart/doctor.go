@@ -86,6 +86,7 @@ func examine(s Status, e env, now time.Time) []Finding {
 		check(l.Name+" behind the gate", l.State, when(!l.InForce, "if the kernel has no such layer, the others hold without it; else something changed it: restart the handset", "%s is not in force: %s", l.Name, l.State))
 	}
 	check("guard", s.Boot.Guard, when(!strings.HasPrefix(s.Boot.Guard, report.GuardInForce), "the kernel needs BPF LSM (lsm=…,bpf), or raw tracepoints and cgroup BPF; the other layers hold without it", "the guard is not in force: %s", s.Boot.Guard))
+	check("level hooks", s.Boot.Levels, when(!strings.HasPrefix(s.Boot.Levels, report.LevelsInForce), "something changed the level hooks: restart the handset and look at the journal", "the level hooks are not in force: %s", s.Boot.Levels))
 	check("gate agrees", "egressd admits what tunneld uses", gateAgrees(s))
 	for _, d := range s.Boot.Daemons {
 		check(d.Name+" lives", fmt.Sprintf("%d restarts", d.Restarts), when(!d.Running, "init starts it again by itself; if it stays down, the journal says why", "%s is down: %s", d.Name, d.LastExit))

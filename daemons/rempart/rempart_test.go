@@ -277,7 +277,7 @@ func healthy(t *testing.T, p *phone) Status {
 		t.Fatal(err)
 	}
 	return Status{Role: "handset", Errors: map[string]string{},
-		Boot: &report.Report{ReadyNS: 1, Role: "handset", Guard: "in force (system calls)", Steps: []report.Step{{Name: "floor"}},
+		Boot: &report.Report{ReadyNS: 1, Role: "handset", Guard: "in force (system calls)", Levels: "in force: 4 processes may", Steps: []report.Step{{Name: "floor"}},
 			Measured: []report.Measured{{Name: "policy", PCR: 13, Digest: fmt.Sprintf("%x", digest)}},
 			Devices:  []report.Device{{Name: "wwan0", Floor: true, InForce: true, Up: true}},
 			Daemons:  []report.Daemon{{Name: "keyd", Running: true}}},
@@ -296,6 +296,7 @@ func TestDoctor(t *testing.T) {
 		"floor under wwan0": func(s *Status, _ *phone) { s.Boot.Devices[0].Floor = false },
 		"gate on wwan0":     func(s *Status, _ *phone) { s.Boot.Devices[0].InForce = false },
 		"guard":             func(s *Status, _ *phone) { s.Boot.Guard = "no bpf" },
+		"level hooks":       func(s *Status, _ *phone) { s.Boot.Levels = "level_egress: no hook" },
 		"gate agrees":       func(s *Status, _ *phone) { s.Gate.Admitted = "another" },
 		"keyd lives":        func(s *Status, _ *phone) { s.Boot.Daemons[0].Running = false },
 		"egressd answers":   func(s *Status, _ *phone) { s.Errors["egressd"] = "gone" },

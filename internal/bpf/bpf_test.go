@@ -13,7 +13,7 @@ import (
 
 // objects are the generated files: a missing one must not make the test pass.
 var objects = []string{"floor_bpfel.go", "floor_bpfel.o", "gate_bpfel.go", "gate_bpfel.o", "guard_bpfel.go", "guard_bpfel.o",
-	"calls_bpfel.go", "calls_bpfel.o", "level_bpfel.go", "level_bpfel.o"}
+	"calls_bpfel.go", "calls_bpfel.o", "level_bpfel.go", "level_bpfel.o", "depth_bpfel.go", "depth_bpfel.o"}
 
 // TestGenerated makes the objects and their Go again and compares them with the
 // committed ones, byte by byte.
@@ -32,7 +32,11 @@ func TestGenerated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	for _, f := range []string{"gen.go", "c/rempart.h", "c/floor.c", "c/gate.c", "c/guard.c", "c/calls.c", "c/handset.h", "c/drops.h", "c/level.c"} {
+	sources, err := filepath.Glob("c/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range append(sources, "gen.go") {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
@@ -90,10 +94,10 @@ func TestSpecs(t *testing.T) {
 	if m := gate.Maps["rules"]; m == nil || m.KeySize != 20 || m.ValueSize != 8 || m.MaxEntries != 256 || m.Flags&(1<<7) == 0 {
 		t.Errorf("rules %+v, want key 20, value 8, 256 entries, read-only for programs", m)
 	}
-	if m := gate.Maps["counters"]; m == nil || m.MaxEntries != 32 || m.ValueSize != 8 {
+	if m := gate.Maps["counters"]; m == nil || m.MaxEntries != 64 || m.ValueSize != 8 {
 		t.Errorf("counters %+v", m)
 	}
-	if len(gate.Maps) != 2 || len(gate.Programs) != 2 {
+	if len(gate.Maps) != 5 || len(gate.Programs) != 2 {
 		t.Errorf("%d maps and %d programs: the tag covers no further ones", len(gate.Maps), len(gate.Programs))
 	}
 	level, err := LoadLevel()
@@ -103,6 +107,17 @@ func TestSpecs(t *testing.T) {
 	for name, size := range map[string]uint32{"drop_record": 1024, "drop_head": 1, "drop_state": 128} {
 		if m := level.Maps[name]; m == nil || m.MaxEntries != size {
 			t.Errorf("%s %+v, want %d entries", name, m, size)
+		}
+	}
+	if m := level.Maps["level_rows"]; m == nil || m.KeySize != 8 || m.ValueSize != 24 || m.MaxEntries != 128 || m.Flags != 1<<7 {
+		t.Errorf("level_rows %+v, want key 8, value 24, 128 entries, read-only for programs", m)
+	}
+	if m := level.Maps["level_nets"]; m == nil || m.KeySize != 28 || m.ValueSize != 8 || m.MaxEntries != 512 || m.Flags != 1<<7|1 {
+		t.Errorf("level_nets %+v, want key 28, value 8, 512 entries, read-only for programs", m)
+	}
+	for _, name := range []string{"level_connect4", "level_connect6", "level_sendmsg4", "level_sendmsg6", "level_socket", "level_egress", "level_ingress"} {
+		if level.Programs[name] == nil {
+			t.Errorf("level has no %s", name)
 		}
 	}
 	guard, err := LoadGuard()

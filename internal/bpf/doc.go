@@ -1,4 +1,4 @@
-// Package bpf holds the five BPF objects of a handset and the Go that bpf2go
+// Package bpf holds the six BPF objects of a handset and the Go that bpf2go
 // makes from them. It is the only package that knows their maps by name, and with
 // vpn/enforce and internal/sandbox/guard the only one that imports cilium/ebpf.
 //
@@ -6,6 +6,7 @@
 //	gate    passes the frames of the admitted classes, both directions, on TCX or clsact
 //	guard   LSM programs: what root inside a handset may not do
 //	level   cgroup programs: which process may talk to which network
+//	depth   how deep a cgroup lies, which the level hooks need; attached nowhere
 //	calls   tracepoint and cgroup programs: the guard where the kernel runs no LSM programs
 //
 // What is dropped is sampled into one record that gate and level share (drops.h).

@@ -9,3 +9,4 @@ package bpf
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3" Guard c/guard.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3" Calls c/calls.c
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3" Level c/level.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -target bpfel -no-global-types -cflags "-O2 -Wall -Werror -mcpu=v3" Depth c/depth.c

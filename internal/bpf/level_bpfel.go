@@ -16,11 +16,20 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	LevelMapDropHead      = "drop_head"
-	LevelMapDropRecord    = "drop_record"
-	LevelMapDropState     = "drop_state"
-	LevelProgLevelEgress  = "level_egress"
-	LevelProgLevelIngress = "level_ingress"
+	LevelMapDropHead       = "drop_head"
+	LevelMapDropRecord     = "drop_record"
+	LevelMapDropState      = "drop_state"
+	LevelMapLevelCounts    = "level_counts"
+	LevelMapLevelNets      = "level_nets"
+	LevelMapLevelRows      = "level_rows"
+	LevelProgLevelConnect4 = "level_connect4"
+	LevelProgLevelConnect6 = "level_connect6"
+	LevelProgLevelEgress   = "level_egress"
+	LevelProgLevelIngress  = "level_ingress"
+	LevelProgLevelSendmsg4 = "level_sendmsg4"
+	LevelProgLevelSendmsg6 = "level_sendmsg6"
+	LevelProgLevelSocket   = "level_socket"
+	LevelVarDepth          = "depth"
 )
 
 // LoadLevel returns the embedded CollectionSpec for Level.
@@ -65,23 +74,32 @@ type LevelSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LevelProgramSpecs struct {
-	LevelEgress  *ebpf.ProgramSpec `ebpf:"level_egress"`
-	LevelIngress *ebpf.ProgramSpec `ebpf:"level_ingress"`
+	LevelConnect4 *ebpf.ProgramSpec `ebpf:"level_connect4"`
+	LevelConnect6 *ebpf.ProgramSpec `ebpf:"level_connect6"`
+	LevelEgress   *ebpf.ProgramSpec `ebpf:"level_egress"`
+	LevelIngress  *ebpf.ProgramSpec `ebpf:"level_ingress"`
+	LevelSendmsg4 *ebpf.ProgramSpec `ebpf:"level_sendmsg4"`
+	LevelSendmsg6 *ebpf.ProgramSpec `ebpf:"level_sendmsg6"`
+	LevelSocket   *ebpf.ProgramSpec `ebpf:"level_socket"`
 }
 
 // LevelMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LevelMapSpecs struct {
-	DropHead   *ebpf.MapSpec `ebpf:"drop_head"`
-	DropRecord *ebpf.MapSpec `ebpf:"drop_record"`
-	DropState  *ebpf.MapSpec `ebpf:"drop_state"`
+	DropHead    *ebpf.MapSpec `ebpf:"drop_head"`
+	DropRecord  *ebpf.MapSpec `ebpf:"drop_record"`
+	DropState   *ebpf.MapSpec `ebpf:"drop_state"`
+	LevelCounts *ebpf.MapSpec `ebpf:"level_counts"`
+	LevelNets   *ebpf.MapSpec `ebpf:"level_nets"`
+	LevelRows   *ebpf.MapSpec `ebpf:"level_rows"`
 }
 
 // LevelVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LevelVariableSpecs struct {
+	Depth *ebpf.VariableSpec `ebpf:"depth"`
 }
 
 // LevelObjects contains all objects after they have been loaded into the kernel.
@@ -104,9 +122,12 @@ func (o *LevelObjects) Close() error {
 //
 // It can be passed to LoadLevelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LevelMaps struct {
-	DropHead   *ebpf.Map `ebpf:"drop_head"`
-	DropRecord *ebpf.Map `ebpf:"drop_record"`
-	DropState  *ebpf.Map `ebpf:"drop_state"`
+	DropHead    *ebpf.Map `ebpf:"drop_head"`
+	DropRecord  *ebpf.Map `ebpf:"drop_record"`
+	DropState   *ebpf.Map `ebpf:"drop_state"`
+	LevelCounts *ebpf.Map `ebpf:"level_counts"`
+	LevelNets   *ebpf.Map `ebpf:"level_nets"`
+	LevelRows   *ebpf.Map `ebpf:"level_rows"`
 }
 
 func (m *LevelMaps) Close() error {
@@ -114,6 +135,9 @@ func (m *LevelMaps) Close() error {
 		m.DropHead,
 		m.DropRecord,
 		m.DropState,
+		m.LevelCounts,
+		m.LevelNets,
+		m.LevelRows,
 	)
 }
 
@@ -121,20 +145,31 @@ func (m *LevelMaps) Close() error {
 //
 // It can be passed to LoadLevelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LevelVariables struct {
+	Depth *ebpf.Variable `ebpf:"depth"`
 }
 
 // LevelPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadLevelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LevelPrograms struct {
-	LevelEgress  *ebpf.Program `ebpf:"level_egress"`
-	LevelIngress *ebpf.Program `ebpf:"level_ingress"`
+	LevelConnect4 *ebpf.Program `ebpf:"level_connect4"`
+	LevelConnect6 *ebpf.Program `ebpf:"level_connect6"`
+	LevelEgress   *ebpf.Program `ebpf:"level_egress"`
+	LevelIngress  *ebpf.Program `ebpf:"level_ingress"`
+	LevelSendmsg4 *ebpf.Program `ebpf:"level_sendmsg4"`
+	LevelSendmsg6 *ebpf.Program `ebpf:"level_sendmsg6"`
+	LevelSocket   *ebpf.Program `ebpf:"level_socket"`
 }
 
 func (p *LevelPrograms) Close() error {
 	return _LevelClose(
+		p.LevelConnect4,
+		p.LevelConnect6,
 		p.LevelEgress,
 		p.LevelIngress,
+		p.LevelSendmsg4,
+		p.LevelSendmsg6,
+		p.LevelSocket,
 	)
 }
 

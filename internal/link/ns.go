@@ -120,6 +120,23 @@ func (ns *NS) ID() (uint64, error) {
 	return st.Ino, nil
 }
 
+// Cookie returns the kernel's number for the namespace, which is never used twice and
+// which BPF programs know it by (SO_NETNS_COOKIE, Linux 5.14).
+func (ns *NS) Cookie() (cookie uint64, err error) {
+	err = ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return errors.Join(err, unix.Close(fd))
+	})
+	if err != nil {
+		return 0, fmt.Errorf("cannot ask for a network namespace's cookie: %w", err)
+	}
+	return cookie, nil
+}
+
 // Close lets go of the namespace.
 func (ns *NS) Close() error {
 	return ns.f.Close()

@@ -12,21 +12,25 @@ import (
 // of them in turn.
 //
 //	request  op (1), then: table: the byte form of a policy · attach: ifindex (4) ·
-//	         admit: name · close, status: nothing · link: ifindex (4), link facts (72)
+//	         admit: name · close, status: nothing · levels: the byte form of a level
+//	         table · drops: since (8) · link: ifindex (4), link facts (72)
 //	reply    ok (1: 0 or 1) · error text · admitted gateway · digest of the policy in
-//	         force (32) · changes (8) · number of devices (1) · per device: ifindex (4),
-//	         hook (1), 2 × Reasons counters (8)
+//	         force (32) · changes (8) · digest and rights of the level table in force
+//	         (32 each) · LevelHooks × LevelReasons counters (8) · number of devices (1) ·
+//	         per device: ifindex (4), hook (1), 2 × Reasons counters (8)
+//	to drops ok · error text · next, missed, left out (8 each) · number of samples (1) ·
+//	         the samples (72 each)
 //
 // A name or text is a length byte and that many bytes.
 const (
 	// MaxRequest is the longest request in bytes.
-	MaxRequest = 1 + MaxMarshal
+	MaxRequest = 1 + max(MaxMarshal, MaxLevelMarshal)
 	// MaxDevices bounds how many black devices a handset has.
 	MaxDevices = 16
 	// MaxText is the longest error text in bytes.
 	MaxText = 255
 	// MaxReply is the longest reply in bytes.
-	MaxReply  = 1 + 1 + MaxText + 1 + MaxName + 32 + 8 + 1 + MaxDevices*deviceLen
+	MaxReply  = 1 + 1 + MaxText + 1 + MaxName + 32 + 8 + 2*32 + int(LevelHooks)*int(LevelReasons)*8 + 1 + MaxDevices*deviceLen
 	deviceLen = 4 + 1 + 2*int(Reasons)*8
 )
 
@@ -40,7 +44,9 @@ const (
 	OpAdmit                // tunneld: admit one gateway's classes, and no other's
 	OpClose                // init, tunneld: deny all
 	OpStatus               // any daemon
-	OpLink   Op = 8        // init: the facts of a device's link
+	OpLevels               // init: the level table
+	OpDrops                // any daemon: a part of the drop record
+	OpLink                 // init: the facts of a device's link
 )
 
 func (o Op) String() string {
@@ -55,6 +61,10 @@ func (o Op) String() string {
 		return "close"
 	case OpStatus:
 		return "status"
+	case OpLevels:
+		return "levels"
+	case OpDrops:
+		return "drops"
 	case OpLink:
 		return "link"
 	}
@@ -64,10 +74,12 @@ func (o Op) String() string {
 // Request is one request to egressd. Fields that the operation does not have are zero.
 type Request struct {
 	Op      Op
-	Table   Policy    // OpTable
-	Ifindex int       // OpAttach, OpLink, 1 to 2^31-1
-	Gateway string    // OpAdmit
-	Link    LinkFacts // OpLink
+	Table   Policy     // OpTable
+	Ifindex int        // OpAttach, OpLink, 1 to 2^31-1
+	Gateway string     // OpAdmit
+	Link    LinkFacts  // OpLink
+	Levels  LevelTable // OpLevels
+	Since   uint64     // OpDrops: samples behind this number
 }
 
 // MarshalRequest returns the bytes of r.
@@ -97,6 +109,14 @@ func MarshalRequest(r Request) ([]byte, error) {
 			return nil, fmt.Errorf("cannot marshal a request: gateway name %q", r.Gateway)
 		}
 		b = appendText(b, r.Gateway)
+	case OpLevels:
+		table, err := r.Levels.Marshal()
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, table...)
+	case OpDrops:
+		b = binary.BigEndian.AppendUint64(b, r.Since)
 	case OpClose, OpStatus:
 	default:
 		return nil, fmt.Errorf("cannot marshal a request: unknown %v", r.Op)
@@ -141,6 +161,12 @@ func parseRequest(b []byte) (Request, error) {
 		if r.Gateway = d.name(MaxName); !validName(r.Gateway) {
 			return r, d.fail(fmt.Errorf("gateway name %q", r.Gateway))
 		}
+	case OpLevels:
+		if r.Levels = d.levelTable(); d.err != nil {
+			return r, d.err
+		}
+	case OpDrops:
+		r.Since = d.u64()
 	case OpClose, OpStatus:
 	default:
 		return r, d.fail(fmt.Errorf("unknown %v", r.Op))
@@ -198,6 +224,10 @@ type Status struct {
 	// started: who reads the kernel between two answers with the same count has
 	// read one policy, not the end of one and the beginning of the next.
 	Changes uint64
+	// Levels and Rights are the digest and the rights of the level table in force.
+	Levels, Rights [32]byte
+	// Decided are the level hooks' decisions.
+	Decided LevelCounters
 	// Devices are the devices that carry the gate, in ascending order.
 	Devices []Device
 }
@@ -210,18 +240,15 @@ func MarshalStatus(s Status) ([]byte, error) {
 	if s.Admitted != "" && !validName(s.Admitted) {
 		return nil, fmt.Errorf("cannot marshal a reply: gateway name %q", s.Admitted)
 	}
-	text := s.Err
-	for len(text) > MaxText || !utf8.ValidString(text) {
-		text = text[:min(len(text)-1, MaxText)]
-	}
-	b := []byte{1}
-	if text != "" {
-		b[0] = 0
-	}
-	b = appendText(b, text)
-	b = appendText(b, s.Admitted)
+	b := appendText(appendOutcome(nil, s.Err), s.Admitted)
 	b = append(b, s.Digest[:]...)
 	b = binary.BigEndian.AppendUint64(b, s.Changes)
+	b = append(append(b, s.Levels[:]...), s.Rights[:]...)
+	for _, hook := range s.Decided {
+		for _, n := range hook {
+			b = binary.BigEndian.AppendUint64(b, n)
+		}
+	}
 	b = append(b, byte(len(s.Devices)))
 	for _, dev := range s.Devices {
 		b = binary.BigEndian.AppendUint32(b, uint32(dev.Ifindex))
@@ -249,16 +276,18 @@ func parseStatus(b []byte) (Status, error) {
 		return Status{}, fmt.Errorf("%d bytes, the limit is %d", len(b), MaxReply)
 	}
 	d := decoder{b: b}
-	ok := d.u8()
-	s := Status{Err: d.name(MaxText)}
-	if ok > 1 || (ok == 1) != (s.Err == "") || !utf8.ValidString(s.Err) {
-		d.fail(errors.New("outcome and error text disagree"))
-	}
+	s := Status{Err: d.outcome()}
 	if s.Admitted = d.name(MaxName); s.Admitted != "" && !validName(s.Admitted) {
 		d.fail(fmt.Errorf("gateway name %q", s.Admitted))
 	}
 	s.Digest = [32]byte(d.take(32))
 	s.Changes = d.u64()
+	s.Levels, s.Rights = [32]byte(d.take(32)), [32]byte(d.take(32))
+	for h := range s.Decided {
+		for r := range s.Decided[h] {
+			s.Decided[h][r] = d.u64()
+		}
+	}
 	n := int(d.u8())
 	if n > MaxDevices {
 		return s, d.fail(fmt.Errorf("%d devices, the limit is %d", n, MaxDevices))
@@ -280,6 +309,24 @@ func parseStatus(b []byte) (Status, error) {
 		s.Devices = append(s.Devices, dev)
 	}
 	return s, d.end()
+}
+
+// appendOutcome appends how a request ended: done if text is empty. A text longer than
+// [MaxText] is cut.
+func appendOutcome(b []byte, text string) []byte {
+	for len(text) > MaxText || !utf8.ValidString(text) {
+		text = text[:min(len(text)-1, MaxText)]
+	}
+	return appendText(append(b, boolByte(text == "")), text)
+}
+
+func (d *decoder) outcome() string {
+	ok := d.u8()
+	text := d.name(MaxText)
+	if ok > 1 || (ok == 1) != (text == "") || !utf8.ValidString(text) {
+		d.fail(errors.New("outcome and error text disagree"))
+	}
+	return text
 }
 
 func appendText(b []byte, s string) []byte {

@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 		childAttach()
 	case "readback":
 		childReadBack()
+	case "talk":
+		childTalk()
 	default:
 		os.Exit(m.Run())
 	}

@@ -27,12 +27,14 @@ typedef long long __s64;
 #error "the committed objects are little endian"
 #endif
 #define BE16(x) ((__u16)__builtin_bswap16((__u16)(x)))
+#define BE32(x) ((__u32)__builtin_bswap32((__u32)(x)))
 
 enum {
 	MAP_HASH = 1,
 	MAP_ARRAY = 2,
 	MAP_PERCPU_ARRAY = 6,
 	MAP_CGROUP_ARRAY = 8,
+	MAP_LPM_TRIE = 11,
 	MAP_TASK_STORAGE = 29,
 };
 
@@ -67,9 +69,12 @@ static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static long (*const bpf_skb_load_bytes)(const struct __sk_buff *skb, __u32 off, void *to, __u32 len) = (void *)26;
 static long (*const bpf_current_task_under_cgroup)(void *map, __u32 index) = (void *)37;
 static __u64 (*const bpf_skb_cgroup_id)(struct __sk_buff *skb) = (void *)79;
+static __u64 (*const bpf_get_current_cgroup_id)(void) = (void *)80;
+static __u64 (*const bpf_skb_ancestor_cgroup_id)(struct __sk_buff *skb, int depth) = (void *)83;
 static long (*const bpf_send_signal)(__u32 signal) = (void *)109;
 static long (*const bpf_probe_read_kernel)(void *dst, __u32 size, const void *from) = (void *)113;
 static __u64 (*const bpf_get_netns_cookie)(void *context) = (void *)122;
+static __u64 (*const bpf_get_current_ancestor_cgroup_id)(int depth) = (void *)123;
 static void *(*const bpf_task_storage_get)(void *map, void *task, void *value, __u64 flags) = (void *)156;
 static void *(*const bpf_get_current_task_btf)(void) = (void *)158;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;

@@ -280,6 +280,27 @@ func (h *hook) check(g *Guard, handset *ebpf.MapInfo) error {
 	return errors.Join(errs...)
 }
 
+// Programs returns the ids of the guard's programs that stand at the handset's cgroup,
+// for who reads back what else stands there.
+func (g *Guard) Programs() ([]uint32, error) {
+	var ids []uint32
+	for _, h := range g.hooks {
+		if h.attach != nil || h.point != "" {
+			continue
+		}
+		info, err := h.program.Info()
+		if err != nil {
+			return nil, fmt.Errorf("cannot tell the guard's programs: %w", err)
+		}
+		id, ok := info.ID()
+		if !ok {
+			return nil, errors.New("cannot tell the guard's programs: the kernel gives no ids")
+		}
+		ids = append(ids, uint32(id))
+	}
+	return ids, nil
+}
+
 // Close lets go of the descriptors. The guard stays in force as long as its pins.
 func (g *Guard) Close() error {
 	var errs []error

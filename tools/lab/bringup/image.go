@@ -148,6 +148,10 @@ func (in *integrator) document(ctx context.Context, role string, tunnelKey []byt
 			map[string]any{"name": "notes", "reads": Level, "writes": Level},
 			map[string]any{"name": "games", "reads": "public", "writes": "public"})
 	}
+	if apps, ok := doc["apps"].([]any); ok && role == stage.Gateway {
+		// For measurements: who answers a handset must be an app too.
+		doc["apps"] = append(apps, map[string]any{"name": "measure", "reads": Level, "writes": Level})
+	}
 	text, err = json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("cannot edit the policy: %w", err)

@@ -154,7 +154,7 @@ func (b *board) sign(ctx context.Context) error {
 	if _, err := rand.Read(j.Marker[:]); err != nil {
 		return err
 	}
-	p, err := b.Start(ctx, scenario.Command{Where: scenario.Red, Argv: append([]string{b.self, "attempt"}, j.Args()...)})
+	p, err := b.Start(ctx, scenario.Command{Where: scenario.Red, App: scenario.TunnelApp, Argv: append([]string{b.self, "attempt"}, j.Args()...)})
 	if err != nil {
 		return fmt.Errorf("cannot send through the tunnel: %w", err)
 	}

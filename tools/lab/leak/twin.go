@@ -132,6 +132,11 @@ func Strip(ctx context.Context, w *netns.World, m netns.Machine, layers []scenar
 	if err := stripBackstop(ctx, m, black, layers); err != nil {
 		return err
 	}
+	if slices.Contains(layers, scenario.Hooks) {
+		if err := enforce.RemoveLevels(m.Paths.Cgroup); err != nil {
+			return err
+		}
+	}
 	if slices.Contains(layers, scenario.Jail) {
 		return giveRedARadio(ctx, w, m)
 	}

@@ -85,10 +85,31 @@ func (c *Client) Status(ctx context.Context) (egress.Status, error) {
 	return c.do(ctx, egress.Request{Op: egress.OpStatus})
 }
 
-func (c *Client) do(ctx context.Context, r egress.Request) (egress.Status, error) {
-	s, err := c.exchange(ctx, r)
+// Levels puts a level table in force (init).
+func (c *Client) Levels(ctx context.Context, table egress.LevelTable) (egress.Status, error) {
+	return c.do(ctx, egress.Request{Op: egress.OpLevels, Levels: table})
+}
+
+// Drops reads the drop record behind number since (any daemon).
+func (c *Client) Drops(ctx context.Context, since uint64) (egress.Drops, error) {
+	var drops egress.Drops
+	var refused string
+	r := egress.Request{Op: egress.OpDrops, Since: since}
+	err := c.exchange(ctx, r, func(reply []byte) (err error) { drops, refused, err = egress.ParseDrops(reply); return err })
 	if err != nil {
-		return egress.Status{}, fmt.Errorf("cannot ask egressd to %v: %w", r.Op, err)
+		return egress.Drops{}, err
+	}
+	if refused != "" {
+		return egress.Drops{}, &RefusedError{r.Op, refused}
+	}
+	return drops, nil
+}
+
+func (c *Client) do(ctx context.Context, r egress.Request) (egress.Status, error) {
+	var s egress.Status
+	err := c.exchange(ctx, r, func(reply []byte) (err error) { s, err = egress.ParseStatus(reply); return err })
+	if err != nil {
+		return egress.Status{}, err
 	}
 	if s.Err != "" {
 		return s, &RefusedError{r.Op, s.Err}
@@ -96,43 +117,54 @@ func (c *Client) do(ctx context.Context, r egress.Request) (egress.Status, error
 	return s, nil
 }
 
-func (c *Client) exchange(ctx context.Context, r egress.Request) (egress.Status, error) {
+// exchange asks and hands the answer to parse.
+func (c *Client) exchange(ctx context.Context, r egress.Request, parse func([]byte) error) error {
+	if err := c.send(ctx, r, parse); err != nil {
+		return fmt.Errorf("cannot ask egressd to %v: %w", r.Op, err)
+	}
+	return nil
+}
+
+func (c *Client) send(ctx context.Context, r egress.Request, parse func([]byte) error) error {
 	b, err := egress.MarshalRequest(r)
 	if err != nil {
-		return egress.Status{}, err
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.bad != nil {
-		return egress.Status{}, fmt.Errorf("the connection is not used any more: %w", c.bad)
+		return fmt.Errorf("the connection is not used any more: %w", c.bad)
 	}
-	s, err := c.talk(ctx, b)
+	reply, err := c.talk(ctx, b)
+	if err == nil {
+		err = parse(reply)
+	}
 	if err != nil {
 		// An answer that comes late would be taken for that of the next question.
 		c.bad = err
 		_ = c.c.Close()
 	}
-	return s, err
+	return err
 }
 
 // talk sends one request and reads its answer. Needs mu.
-func (c *Client) talk(ctx context.Context, b []byte) (egress.Status, error) {
+func (c *Client) talk(ctx context.Context, b []byte) ([]byte, error) {
 	deadline := time.Now().Add(Timeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
 	if err := c.c.SetDeadline(deadline); err != nil {
-		return egress.Status{}, err
+		return nil, err
 	}
 	// A cancelled context ends the wait at once.
 	stop := context.AfterFunc(ctx, func() { _ = c.c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := frame.Write(c.c, b); err != nil {
-		return egress.Status{}, errors.Join(err, ctx.Err())
+		return nil, errors.Join(err, ctx.Err())
 	}
 	reply, err := frame.Read(c.c, egress.MaxReply)
 	if err != nil {
-		return egress.Status{}, errors.Join(err, ctx.Err())
+		return nil, errors.Join(err, ctx.Err())
 	}
-	return egress.ParseStatus(reply)
+	return reply, nil
 }
