@@ -28,7 +28,7 @@ const (
 // run.ErrStopped for a clean end.
 func serve(ctx context.Context, ln *net.UnixListener, e *engine) error {
 	e.recover()
-	s := &server{engine: e, open: map[sock.Peer]int{}, connections: map[*net.UnixConn]struct{}{}}
+	s := &server{engine: e, lean: newLean(), open: map[sock.Peer]int{}, connections: map[*net.UnixConn]struct{}{}}
 	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
 	err := sock.AcceptLoop(ln, maxConnections, s.serve)
 	if ctx.Err() != nil {
@@ -44,6 +44,7 @@ func serve(ctx context.Context, ln *net.UnixListener, e *engine) error {
 // server counts connections, so that no peer can keep the others out.
 type server struct {
 	engine *engine
+	lean   lean
 
 	mu          sync.Mutex
 	open        map[sock.Peer]int // by uid and cgroup; the pid is left out
@@ -124,6 +125,7 @@ func (s *server) converse(c *net.UnixConn, peer sock.Peer) error {
 		if err != nil {
 			return err
 		}
+		s.lean.asked(request.Op)
 		reply, err := s.engine.answer(peer, request)
 		if err != nil {
 			return err

@@ -31,6 +31,7 @@ type options struct {
 	pairs   int
 	seconds int // of one TCP transfer
 	offload bool
+	idle    time.Duration // how long egressd is watched
 }
 
 // benchmark is one of the table.
@@ -45,6 +46,7 @@ func benchmarks() []benchmark {
 	return []benchmark{
 		{"boot", "init's first line to tunnel up", boot},
 		{"call", "dial to first decoded audio, latency, exactness", call},
+		{"idle", "egressd while nobody asks it anything", idle},
 		{"tcp", "TCP through the tunnel against plain wireguard-go", tcp},
 	}
 }
@@ -78,8 +80,9 @@ func read(args []string) (options, error) {
 	f.IntVar(&o.calls, "calls", 20, "how many calls")
 	f.IntVar(&o.pairs, "pairs", 10, "how many pairs of TCP transfers")
 	f.IntVar(&o.seconds, "seconds", 2, "length of one TCP transfer")
+	f.DurationVar(&o.idle, "idle", idleWatch, "idle: how long egressd is watched")
 	f.BoolVar(&o.offload, "offload", false, "tcp: leave segmentation offload on, on the links of both tunnels")
-	hint := "bench [-only " + strings.Join(names, ",") + "] [-out DIR] [-bin DIR] [-world NAME] [-boots N] [-calls N] [-pairs N] [-seconds N] [-offload]"
+	hint := "bench [-only " + strings.Join(names, ",") + "] [-out DIR] [-bin DIR] [-world NAME] [-boots N] [-calls N] [-pairs N] [-seconds N] [-idle DURATION] [-offload]"
 	if err := f.Parse(args); err != nil {
 		return o, run.Hint(err, "%s", hint)
 	}
@@ -89,7 +92,7 @@ func read(args []string) (options, error) {
 			return o, run.Hint(fmt.Errorf("unknown benchmark %q", name), "%s", hint)
 		}
 	}
-	if f.NArg() > 0 || o.boots < 1 || o.calls < 1 || o.pairs < 1 || o.seconds < 1 {
+	if f.NArg() > 0 || o.boots < 1 || o.calls < 1 || o.pairs < 1 || o.seconds < 1 || o.idle < time.Second {
 		return o, run.Hint(errors.New("cannot understand the command line"), "%s", hint)
 	}
 	var err error

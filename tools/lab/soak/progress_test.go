@@ -152,7 +152,9 @@ func TestLookAt(t *testing.T) {
 }
 
 func TestAdmitted(t *testing.T) {
-	line := func(event string) string { return "time=x mono=1 daemon=egressd event=" + event + " subject=a outcome=success\n" }
+	line := func(event string) string {
+		return "time=x mono=1 daemon=egressd event=" + event + " subject=a outcome=success\n"
+	}
 	for _, c := range []struct {
 		events []string
 		want   bool
