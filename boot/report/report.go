@@ -38,6 +38,7 @@ type Report struct {
 	Guard     string     `json:"guard"`      // GuardInForce and its form, or why it is not
 	Levels    string     `json:"levels"`     // LevelsInForce and what they let pass, or the difference that init found
 	Devices   []Device   `json:"devices"`    // every black device
+	Tunnels   []Tunnel   `json:"tunnels"`    // the devices of red, lo left out
 	Backstop  []Layer    `json:"backstop"`   // what stands behind the gate in every namespace
 	Daemons   []Daemon   `json:"daemons"`
 	Closed    bool       `json:"closed"` // init holds the gate at deny-all
@@ -85,6 +86,12 @@ type Layer struct {
 	State   string            `json:"state"`           // what it does, why this kernel does not have it, or the difference that was found
 	InForce bool              `json:"in_force"`        // the read-back found exactly what should be there
 	Drops   map[string]uint64 `json:"drops,omitempty"` // packets by table and chain, since its content last changed
+}
+
+// Tunnel is a device of red.
+type Tunnel struct {
+	Name  string `json:"name"`
+	Index int    `json:"index"`
 }
 
 // Daemon is one supervised process.

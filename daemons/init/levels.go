@@ -31,6 +31,7 @@ func (p *phone) makeLevels(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		p.report.Tunnels = []report.Tunnel{{Name: tunnelDevice, Index: at.Devices[tunnelDevice]}}
 	}
 	for _, name := range []string{"tunneld", "linkd"} {
 		if at.Cgroups[name], err = cgroupID(p.cgroups[name]); err != nil {

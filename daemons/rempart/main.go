@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rempart/boot/manifest"
 	"rempart/boot/report"
 	"rempart/internal/run"
 )
@@ -27,6 +28,8 @@ const usage = `usage: rempart COMMAND
   call NAME [--seconds N] [--json]  call a handset by name
   answer                            answer the call that rings
   hangup                            end the call that is on
+  level [APP [NETWORK]] [--json]    what the level rule lets apps send and receive, and why
+  drops [--follow] [--json]         what was refused: who, where to, why
   doctor [--json]                   check every promise that can be seen from here
 `
 
@@ -38,6 +41,8 @@ type env struct {
 	report         string // init's report
 	eventLog       string // init's event log
 	policy         string // folder of the signed policy
+	cgroups        string // the handset's cgroups
+	rule           func(dir string) (*manifest.Policy, error)
 	now            func() int64
 }
 
@@ -47,7 +52,7 @@ var errUsage = errors.New("cannot understand the command line")
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	err := rempart(ctx, os.Args[1:], env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, sockets: "/run/rempart",
-		report: report.Path, eventLog: report.EventLogPath, policy: "/etc/rempart", now: monotonic})
+		report: report.Path, eventLog: report.EventLogPath, policy: "/etc/rempart", cgroups: "/sys/fs/cgroup", rule: signedPolicy, now: monotonic})
 	cancel()
 	os.Exit(exit(os.Stderr, err))
 }
@@ -81,6 +86,10 @@ func rempart(ctx context.Context, args []string, e env) error {
 		return answer(ctx, rest, e)
 	case "hangup":
 		return hangup(ctx, rest, e)
+	case "level":
+		return level(ctx, rest, e)
+	case "drops":
+		return drops(ctx, rest, e)
 	case "doctor":
 		return doctor(ctx, rest, e)
 	case "help", "-h", "--help":

@@ -37,7 +37,7 @@ func newPhone(t *testing.T) *phone {
 	dir := t.TempDir()
 	p := &phone{t: t}
 	p.e = env{stdin: strings.NewReader(""), stdout: &p.stdout, stderr: &p.stderr, sockets: dir, report: filepath.Join(dir, "status.json"),
-		eventLog: filepath.Join(dir, "eventlog"), policy: dir, now: func() int64 { return 60e9 }}
+		eventLog: filepath.Join(dir, "eventlog"), policy: dir, cgroups: filepath.Join(dir, "cgroup"), rule: signedPolicy, now: func() int64 { return 60e9 }}
 	return p
 }
 
@@ -69,8 +69,8 @@ func TestCommandLine(t *testing.T) {
 		code int
 	}{
 		{"", 2}, {"fly", 2}, {"status more", 2}, {"status --yaml", 2}, {"call", 2}, {"call b c", 2}, {"call b --seconds -1", 2}, {"call b --seconds x", 2},
-		{"enrol", 2}, {"enrol --name a --again", 2}, {"hangup now", 2}, {"doctor you", 2},
-		{"status", 1}, {"status --json", 1}, {"call b", 1}, {"hangup", 1}, {"answer", 1}, {"doctor", 1}, {"help", 0},
+		{"enrol", 2}, {"enrol --name a --again", 2}, {"hangup now", 2}, {"doctor you", 2}, {"level a b c", 2}, {"level --yaml", 2}, {"drops all", 2},
+		{"status", 1}, {"status --json", 1}, {"call b", 1}, {"hangup", 1}, {"answer", 1}, {"doctor", 1}, {"level", 1}, {"drops", 1}, {"drops --follow", 1}, {"help", 0},
 	} {
 		if code := p.run("", strings.Fields(row.args)...); code != row.code {
 			t.Errorf("rempart %s: exit %d, want %d", row.args, code, row.code)

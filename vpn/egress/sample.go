@@ -51,7 +51,7 @@ type Sample struct {
 	Ifindex   int
 	Program   Program
 	Direction Direction
-	// Reason is of that program: see [Sample.Why].
+	// Reason is of that program: see [Sample.Words].
 	Reason uint8
 	// Proto is the packet's protocol number; 0 if it could not be told.
 	Proto uint8
@@ -59,14 +59,6 @@ type Sample struct {
 	// where the protocol has none.
 	Src, Dst         netip.Addr
 	SrcPort, DstPort uint16
-}
-
-// Why is the reason in a word.
-func (s Sample) Why() string {
-	if s.Program == ProgramGate {
-		return Reason(s.Reason).String()
-	}
-	return fmt.Sprintf("reason(%d)", s.Reason)
 }
 
 func (s Sample) String() string {

@@ -90,6 +90,23 @@ func compileLevels(p *manifest.Policy, at Places) (t egress.LevelTable, err erro
 	return t, t.Check()
 }
 
+// Rights are the rights ([egress.LevelTable.Rights]) of the table that a policy leads to, when the
+// phone is open and when it is closed. They need none of the numbers of a running kernel.
+func Rights(p *manifest.Policy) (open, closed [32]byte, err error) {
+	if p == nil {
+		return open, closed, fmt.Errorf("there is no policy")
+	}
+	at := Places{Red: 1, Black: 2, Cgroups: map[string]uint64{tunneld: 1, linkd: 2}}
+	for i, app := range p.Apps {
+		at.Cgroups[app.Name] = uint64(i + 3)
+	}
+	table, err := Levels(p, at)
+	if err != nil {
+		return open, closed, err
+	}
+	return table.Rights(), table.Closed().Rights(), nil
+}
+
 // addLinkd adds linkd's row and the two halves of the link that it talks to.
 func addLinkd(t *egress.LevelTable, at Places) {
 	n := len(t.Networks)
