@@ -280,7 +280,9 @@ func healthy(t *testing.T, p *phone) Status {
 		Boot: &report.Report{ReadyNS: 1, Role: "handset", Guard: "in force (system calls)", Levels: "in force: 4 processes may", Steps: []report.Step{{Name: "floor"}},
 			Measured: []report.Measured{{Name: "policy", PCR: 13, Digest: fmt.Sprintf("%x", digest)}},
 			Devices:  []report.Device{{Name: "wwan0", Floor: true, InForce: true, Up: true}},
-			Daemons:  []report.Daemon{{Name: "keyd", Running: true}}},
+			Backstop: []report.Layer{{Name: "nft", State: "drops all on wwan0", InForce: true, Drops: map[string]uint64{"rempart-wwan0 egress": 3, "rempart-red input": 4}},
+				{Name: "xfrm", State: "blocks by default", InForce: true}},
+			Daemons: []report.Daemon{{Name: "keyd", Running: true}}},
 		Keystore:  client.Status{State: client.Capped},
 		Tunnel:    Tunnel{State: "up", Gateway: "gateway", LastHandshake: time.Now()},
 		Gate:      &Gate{Admitted: "gateway", Devices: []GateDevice{{Ifindex: 2}}},
@@ -290,19 +292,23 @@ func healthy(t *testing.T, p *phone) Status {
 // TestDoctor breaks one promise at a time and wants exactly that one reported.
 func TestDoctor(t *testing.T) {
 	for promise, breaks := range map[string]func(*Status, *phone){
-		"":                  func(*Status, *phone) {},
-		"boot report":       func(s *Status, _ *phone) { s.Boot, s.Errors["init"] = nil, "cannot reach init" },
-		"boot is complete":  func(s *Status, _ *phone) { s.Boot.Closed, s.Boot.Reason = true, "tpm gone" },
-		"floor under wwan0": func(s *Status, _ *phone) { s.Boot.Devices[0].Floor = false },
-		"gate on wwan0":     func(s *Status, _ *phone) { s.Boot.Devices[0].InForce = false },
-		"guard":             func(s *Status, _ *phone) { s.Boot.Guard = "no bpf" },
-		"level hooks":       func(s *Status, _ *phone) { s.Boot.Levels = "level_egress: no hook" },
-		"gate agrees":       func(s *Status, _ *phone) { s.Gate.Admitted = "another" },
-		"keyd lives":        func(s *Status, _ *phone) { s.Boot.Daemons[0].Running = false },
-		"egressd answers":   func(s *Status, _ *phone) { s.Errors["egressd"] = "gone" },
-		"keystore is open":  func(s *Status, _ *phone) { s.Keystore.State = client.Sealed },
-		"tunnel is up":      func(s *Status, _ *phone) { s.Tunnel.LastHandshake = time.Now().Add(-time.Hour) },
-		"telephone":         func(s *Status, _ *phone) { s.Telephone.Registration.State = "unregistered" },
+		"":                    func(*Status, *phone) {},
+		"boot report":         func(s *Status, _ *phone) { s.Boot, s.Errors["init"] = nil, "cannot reach init" },
+		"boot is complete":    func(s *Status, _ *phone) { s.Boot.Closed, s.Boot.Reason = true, "tpm gone" },
+		"floor under wwan0":   func(s *Status, _ *phone) { s.Boot.Devices[0].Floor = false },
+		"gate on wwan0":       func(s *Status, _ *phone) { s.Boot.Devices[0].InForce = false },
+		"nft behind the gate": func(s *Status, _ *phone) { s.Boot.Backstop[0].InForce = false },
+		"xfrm behind the gate": func(s *Status, _ *phone) {
+			s.Boot.Backstop[1] = report.Layer{Name: "xfrm", State: "the kernel has no IPsec policies"}
+		},
+		"guard":            func(s *Status, _ *phone) { s.Boot.Guard = "no bpf" },
+		"level hooks":      func(s *Status, _ *phone) { s.Boot.Levels = "level_egress: no hook" },
+		"gate agrees":      func(s *Status, _ *phone) { s.Gate.Admitted = "another" },
+		"keyd lives":       func(s *Status, _ *phone) { s.Boot.Daemons[0].Running = false },
+		"egressd answers":  func(s *Status, _ *phone) { s.Errors["egressd"] = "gone" },
+		"keystore is open": func(s *Status, _ *phone) { s.Keystore.State = client.Sealed },
+		"tunnel is up":     func(s *Status, _ *phone) { s.Tunnel.LastHandshake = time.Now().Add(-time.Hour) },
+		"telephone":        func(s *Status, _ *phone) { s.Telephone.Registration.State = "unregistered" },
 		"measured log": func(_ *Status, p *phone) {
 			if err := os.WriteFile(filepath.Join(p.e.policy, "policy"), []byte("another policy"), 0o600); err != nil {
 				panic(err)
@@ -362,7 +368,7 @@ func TestStatus(t *testing.T) {
 	if code := p.run("", "status"); code != 0 {
 		t.Errorf("exit %d: %q", code, &p.stderr)
 	}
-	for _, want := range []string{"handset, ready", "gate in force", "registered", "outgoing b, active", "cannot reach keyd"} {
+	for _, want := range []string{"handset, ready", "gate in force", "nft: in force, drops all on wwan0, 7 packets dropped", "xfrm: in force, blocks by default\n", "registered", "outgoing b, active", "cannot reach keyd"} {
 		if !strings.Contains(p.stdout.String(), want) {
 			t.Errorf("%q is not in\n%s", want, &p.stdout)
 		}

@@ -195,7 +195,7 @@ func (s Status) show(w io.Writer, e env) {
 			if l.InForce {
 				state = "in force"
 			}
-			line("layer", "%s: %s, %s", l.Name, state, l.State)
+			line("layer", "%s: %s, %s%s", l.Name, state, l.State, dropped(l))
 		}
 		for _, d := range b.Daemons {
 			if !d.Running {
@@ -257,6 +257,18 @@ func (g *Gate) dropped() (n uint64) {
 		}
 	}
 	return n
+}
+
+// dropped is what a layer has dropped, if it counts.
+func dropped(l report.Layer) string {
+	if l.Drops == nil {
+		return ""
+	}
+	var n uint64
+	for _, d := range l.Drops {
+		n += d
+	}
+	return fmt.Sprintf(", %d packets dropped since its last change", n)
 }
 
 func reasoned(state, reason string) string {
