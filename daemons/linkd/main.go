@@ -65,7 +65,7 @@ func handed(args []string) ([]*radio, error) {
 		go receive(int(dhcp.Fd()), heard, readReply([6]byte(mac)))
 		go receive(int(nd.Fd()), heard, readAdvertisement)
 		radios = append(radios, &radio{
-			device: name, client: lease.Client{MAC: [6]byte(mac)}, heard: heard,
+			device: name, client: lease.Client{MAC: [6]byte(mac)}, host: lease.Host{MAC: [6]byte(mac)}, heard: heard,
 			send4: func(b []byte) error {
 				return unix.Sendto(int(dhcp.Fd()), b, 0, &unix.SockaddrInet4{Port: 67, Addr: [4]byte{255, 255, 255, 255}})
 			},

@@ -241,7 +241,7 @@ const (
 	neighbourAdvert       = 136
 )
 
-// nd admits a router solicitation without options, router advertisements, and the solicitations and advertisements of
+// nd admits a router solicitation with the link address, router advertisements, and the solicitations and advertisements of
 // neighbours that this kernel and the router exchange about each other.
 func (f *LinkFacts) nd(dir Direction, frame []byte) bool {
 	ip := frame[ethLen:]
@@ -257,7 +257,7 @@ func (f *LinkFacts) nd(dir Direction, frame []byte) bool {
 	flags := binary.BigEndian.Uint32(message[4:])
 	switch message[0] {
 	case routerSolicitation:
-		return dir == Egress && len(message) == 8 && flags == 0 && src == f.Local6 && dst == allRouters && mac == [6]byte{0x33, 0x33, 0, 0, 0, 2}
+		return dir == Egress && len(message) == 16 && flags == 0 && message[8] == 1 && message[9] == 1 && [6]byte(message[10:]) == f.MAC && src == f.Local6 && dst == allRouters && mac == [6]byte{0x33, 0x33, 0, 0, 0, 2}
 	case routerAdvertisement:
 		if dir == Egress || f.Linkd == 0 || len(message) < 16 || len(message)%8 != 0 || !linkLocal(src) || f.Router6.IsValid() && src != f.Router6 {
 			return false

@@ -51,7 +51,7 @@ func ndOf(f egress.LinkFacts, d egress.Direction, kind byte, option, group bool)
 	switch kind {
 	case 133:
 		from, to, dst = f.Local6, netip.MustParseAddr("ff02::2"), [6]byte{0x33, 0x33, 0, 0, 0, 2}
-		body = make([]byte, 8)
+		body = append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 1, 1}, src[:]...)
 	case 134:
 		from, to, dst = f.Router6, netip.MustParseAddr("ff02::1"), [6]byte{0x33, 0x33, 0, 0, 0, 1}
 		body = make([]byte, 16+32)

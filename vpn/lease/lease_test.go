@@ -324,12 +324,12 @@ func FuzzAdvertisement(f *testing.F) {
 }
 
 func TestHost(t *testing.T) {
-	h := &Host{}
+	h := &Host{MAC: mac}
 	for _, c := range []struct {
 		at   time.Duration
 		want bool
 	}{{0, true}, {time.Second, false}, {4 * time.Second, true}, {8 * time.Second, true}, {12 * time.Second, false}, {68 * time.Second, true}} {
-		if got := h.Step(c.at); (got != nil) != c.want {
+		if got := h.Step(c.at); (got != nil) != c.want || c.want && string(got) != "\x85\x00\x00\x00\x00\x00\x00\x00\x01\x01\x02\x00\x00\x00\x00\x0b" {
 			t.Errorf("at %v: %x", c.at, got)
 		}
 	}

@@ -17,9 +17,11 @@ type Advertisement struct {
 	Valid    time.Duration // of the prefix
 }
 
-// Solicitation is a router solicitation (RFC 4861 section 4.1) without the source's link address: RFC 4861 lets it out, and
-// the answer goes to all nodes. The kernel adds the checksum.
-func Solicitation() []byte { return []byte{133, 0, 0, 0, 0, 0, 0, 0} }
+// Solicitation is a router solicitation (RFC 4861 section 4.1) with the source's link address, which every frame shows anyway:
+// a router that answers to the device alone need not ask for it first. The kernel adds the checksum.
+func Solicitation(mac [6]byte) []byte {
+	return append([]byte{133, 0, 0, 0, 0, 0, 0, 0, 1, 1}, mac[:]...)
+}
 
 // ParseAdvertisement reads the ICMPv6 message of an advertisement that came from an address. Routes (RFC 4191), name servers,
 // MTU, captive portals and everything else that it may carry are passed over by their length.
@@ -76,8 +78,10 @@ const (
 	leastRouterFor = time.Minute
 )
 
-// Host makes an address of what routers advertise. The zero value begins at once.
+// Host makes an address of what routers advertise. The zero value but for MAC begins at once.
 type Host struct {
+	MAC [6]byte
+
 	held   Held
 	prefix netip.Prefix
 	tries  int
@@ -108,7 +112,7 @@ func (h *Host) Step(now time.Duration) []byte {
 	if h.tries >= solicitTries {
 		h.next = now + solicitSeldom
 	}
-	return Solicitation()
+	return Solicitation(h.MAC)
 }
 
 // Heard takes an advertisement. The first router that is of use is kept until it says that it is none, or its time is over.

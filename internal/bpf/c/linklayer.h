@@ -193,6 +193,7 @@ struct nd {
 	__u8 option[8]; /* type, length in units of 8, link-layer address */
 };
 #define ND_BARE 24 /* without the option */
+#define RS_LEN 16
 
 enum { RS = 133, RA = 134, NS = 135, NA = 136 };
 
@@ -236,20 +237,26 @@ APART int nd(struct __sk_buff *skb, int dir, const struct link_facts *f, const s
 		return R_ND;
 	__u32 length = skb->len - ETH_LEN - IPV6_LEN;
 
-	/* The first 8 bytes are in every type; NS and NA have 24 or 32. */
+	/* The first 8 bytes are in every type; an RS has 16, NS and NA 24 or 32. */
 	if (length == sizeof(n)) {
 		if (bpf_skb_load_bytes(skb, ETH_LEN + IPV6_LEN, &n, sizeof(n)))
 			return R_ND;
 	} else if (length == ND_BARE) {
 		if (bpf_skb_load_bytes(skb, ETH_LEN + IPV6_LEN, &n, ND_BARE))
 			return R_ND;
+	} else if (length == RS_LEN) {
+		if (bpf_skb_load_bytes(skb, ETH_LEN + IPV6_LEN, &n, RS_LEN))
+			return R_ND;
 	} else if (bpf_skb_load_bytes(skb, ETH_LEN + IPV6_LEN, &n, 8)) {
 		return R_ND;
 	}
 	if (n.code != 0)
 		return R_ND;
+	/* The source's link address, so that the router need not ask for it, stands where
+	 * another type has its target. */
 	if (n.type == RS)
-		return dir == DIR_EGRESS && length == 8 && zero(n.flags, 4) && same16(src, f->local6) && all(dst, e->dst, 2) ? ADMITTED : R_ND;
+		return dir == DIR_EGRESS && length == RS_LEN && zero(n.flags, 4) && n.target[0] == 1 && n.target[1] == 1 &&
+		       same6(n.target + 2, f->mac) && same16(src, f->local6) && all(dst, e->dst, 2) ? ADMITTED : R_ND;
 	if (n.type == RA) {
 		if (dir == DIR_EGRESS || f->linkd == 0 || length < 16 || length % 8)
 			return R_ND;
