@@ -47,6 +47,7 @@ type Radio struct {
 	Router4    netip.Addr   `json:"router4"`
 	Router6    netip.Addr   `json:"router6"`
 	RouterMAC  string       `json:"router_mac"`
+	DHCP       bool         `json:"dhcp,omitempty"` // addresses are leased, and V6 holds the prefix alone
 	machineMAC net.HardwareAddr
 }
 
@@ -65,6 +66,9 @@ func RadioOf(name string, number int) Radio {
 
 // argument is the radio as init is told of it on its command line.
 func (r Radio) argument() string {
+	if r.DHCP {
+		return fmt.Sprintf("radio=%s,dhcp,%s", r.Device, r.MAC)
+	}
 	return fmt.Sprintf("radio=%s,%s,%s,%s,%s,%s", r.Device, r.V4, r.V6, r.Router4, r.Router6, r.RouterMAC)
 }
 
@@ -130,9 +134,10 @@ func (r Radio) plug(machine *link.NS, offload bool) error {
 	err = errors.Join(err,
 		link.SetMaster(r.Port, bridgeName),
 		link.SetUp(r.Port),
-		link.AddNeighbour(bridgeName, r.V4.Addr(), r.machineMAC),
-		link.AddNeighbour(bridgeName, r.V6.Addr(), r.machineMAC),
 	)
+	if !r.DHCP { // else the router asks for them
+		err = errors.Join(err, link.AddNeighbour(bridgeName, r.V4.Addr(), r.machineMAC), link.AddNeighbour(bridgeName, r.V6.Addr(), r.machineMAC))
+	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("cannot plug in %s: %w", r.Port, err), r.unplug())
 	}

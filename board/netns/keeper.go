@@ -48,6 +48,7 @@ type keeper struct {
 	kept     bool
 
 	captures captures
+	provider provider // needs mu
 }
 
 // keeperMain is the keeper: it builds the internet, starts the janitor, and
@@ -80,6 +81,7 @@ func keep(text string, ready *os.File) error {
 		spec: spec, h: h, lock: inherited(fdKeeperLock, "lock"), started: time.Now(), stop: stop,
 		factory: &factory{dir: filepath.Join(spec.State, "manufacturer")},
 	}
+	k.provider.k = k
 	if err := k.startJanitor(ctx); err != nil {
 		return err
 	}
@@ -173,7 +175,9 @@ func (k *keeper) shutdown() error {
 	}
 	wait.Wait()
 	k.captures.endAll()
-	return errors.Join(errs...)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return errors.Join(append(errs, k.provider.stop())...)
 }
 
 // add makes a machine known; it is off.
@@ -193,6 +197,9 @@ func (k *keeper) add(s Spec) (*machine, error) {
 	}
 	m := newMachine(k, s)
 	k.machines = append(k.machines, m)
+	if s.DHCP {
+		return m, k.provider.provide(k.provider.what)
+	}
 	return m, nil
 }
 

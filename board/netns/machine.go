@@ -51,8 +51,12 @@ type machine struct {
 
 func newMachine(k *keeper, s Spec) *machine {
 	dir := filepath.Join(k.spec.State, "machines", s.Name)
+	radio := RadioOf(s.Name, s.Number)
+	if radio.DHCP = s.DHCP; s.DHCP {
+		radio.Router6, radio.V6 = routerLocal6.Addr(), radio.V6.Masked()
+	}
 	return &machine{
-		k: k, spec: s, radio: RadioOf(s.Name, s.Number), state: Off, since: time.Now(), reason: "it was never switched on",
+		k: k, spec: s, radio: radio, state: Off, since: time.Now(), reason: "it was never switched on",
 		paths: Paths{
 			State: filepath.Join(dir, "state"), Audio: filepath.Join(dir, "audio"), TPM: filepath.Join(dir, "tpm"),
 			Console: filepath.Join(dir, "console.log"), // outlives the world: it says why one failed

@@ -38,6 +38,17 @@ func (k *keeper) handler() http.Handler {
 	})
 	mux.HandleFunc("POST /v1/machines/{name}/{what}", k.serveMachine)
 	mux.HandleFunc("POST /v1/guard", k.serveGuard)
+	mux.HandleFunc("POST /v1/provider", func(w http.ResponseWriter, r *http.Request) {
+		var p Provider
+		if e := httpsock.ReadBody(r, &p); e != nil {
+			httpsock.WriteError(w, e)
+			return
+		}
+		k.mu.Lock()
+		err := k.provider.provide(p)
+		k.mu.Unlock()
+		answer(w, err, nil)
+	})
 	mux.HandleFunc("POST /v1/keep", func(w http.ResponseWriter, r *http.Request) {
 		k.mu.Lock()
 		k.kept = true

@@ -21,6 +21,9 @@ type Spec struct {
 	// times the throughput, but frames in a capture stand for several on the
 	// air.
 	Offload bool `json:"offload,omitempty"`
+	// DHCP makes the machine lease its addresses, from the board's dnsmasq and radvd, which then run. Its IPv4 address is the
+	// one of its number all the same; its IPv6 address is a random one of the link's prefix.
+	DHCP bool `json:"dhcp,omitempty"`
 }
 
 // check refuses a description that could not work.
@@ -28,12 +31,14 @@ func (s Spec) check() error {
 	switch {
 	case !identity.ValidName(s.Name) || len(s.Name) > 9:
 		return fmt.Errorf("cannot add machine %q: a name is at most 9 lower-case letters, digits and hyphens", s.Name)
-	case s.Name == groupKeeper || s.Name == groupJanitor:
+	case s.Name == groupKeeper || s.Name == groupJanitor || s.Name == groupProvider:
 		return fmt.Errorf("cannot add machine %q: the board uses that name itself", s.Name)
 	case s.Role != stage.Handset && s.Role != stage.Gateway:
 		return fmt.Errorf("cannot add machine %s: role %q is neither handset nor gateway", s.Name, s.Role)
 	case s.Number < 1 || s.Number > 250:
 		return fmt.Errorf("cannot add machine %s: number %d is not between 1 and 250", s.Name, s.Number)
+	case s.DHCP && s.Role != stage.Handset:
+		return fmt.Errorf("cannot add machine %s: a gateway cannot lease its addresses", s.Name)
 	case !filepath.IsAbs(s.Image):
 		return fmt.Errorf("cannot add machine %s: image folder %q is not an absolute path", s.Name, s.Image)
 	}

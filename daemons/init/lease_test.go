@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rempart/boot/manifest"
 	"rempart/boot/report"
 	"rempart/internal/journal"
@@ -17,6 +21,7 @@ import (
 	"rempart/internal/proof"
 	"rempart/internal/wish"
 	"rempart/vpn/egress"
+	"rempart/vpn/lease"
 )
 
 var gateways = egress.Policy{Classes: []egress.Class{
@@ -216,6 +221,93 @@ func TestLinkdSockets(t *testing.T) {
 		if _, err := link.OpenND("none", uidLinkd); err == nil {
 			t.Error("a socket on a device that is not there")
 		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKernelSendsWhatTheGateCompares: the frames that this kernel makes of linkd's messages fit the gate's templates.
+func TestKernelSendsWhatTheGateCompares(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "vpn/enforce, TestLinkAdmitsTheMinimum")
+	proof.NeedRoot(t)
+	facts := egress.LinkFacts{Linkd: 7, MAC: [6]byte{2, 0, 0, 0, 0, 11}, Local6: netip.MustParseAddr("fe80::b")}
+	black, err := link.Create("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer black.Close()
+	if err := black.Do(func() error {
+		if err := errors.Join(
+			link.Sysctl("net/ipv6/conf/default/addr_gen_mode", "1"),
+			link.AddVeth(link.Port{Name: "wwan0", MAC: net.HardwareAddr(facts.MAC[:])}, link.Port{Name: "air"}),
+			link.SetTXChecksum("wwan0", false), link.SetUp("wwan0"), link.SetUp("air"), link.AddAddr("wwan0", netip.PrefixFrom(facts.Local6, 128)),
+		); err != nil {
+			return err
+		}
+		index, err := link.Index("air")
+		if err != nil {
+			return err
+		}
+		const all = 0x0300 // ETH_P_ALL in network order
+		air, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, all)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(air)
+		if err := errors.Join(unix.Bind(air, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index}), unix.SetsockoptTimeval(air, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2})); err != nil {
+			return err
+		}
+		dhcp, err := link.OpenDHCP("wwan0", uidLinkd)
+		if err != nil {
+			return err
+		}
+		defer dhcp.Close()
+		nd, err := link.OpenND("wwan0", uidLinkd)
+		if err != nil {
+			return err
+		}
+		defer nd.Close()
+		judge := func(what string, ethertype uint16) {
+			t.Helper()
+			for b := make([]byte, 2048); ; {
+				n, _, err := unix.Recvfrom(air, b, 0)
+				if err != nil {
+					t.Errorf("%s: %v", what, err)
+					return
+				}
+				// Reports of groups (behind a hop-by-hop header) are the kernel's; the gate drops them.
+				if binary.BigEndian.Uint16(b[12:]) != ethertype || ethertype == 0x86dd && b[20] == 0 {
+					continue
+				}
+				if _, r := egress.Decide(egress.DenyAll(), egress.Egress, b[:n], egress.Meta{Cgroup: 7, Link: &egress.Link{Facts: facts, Now: uint64(time.Hour)}}); r != egress.Admitted {
+					t.Errorf("%s: %v: %x", what, r, b[:n])
+				}
+				return
+			}
+		}
+		send := func(m egress.DHCPMessage) error {
+			b := facts.DHCP(m, [4]byte{1, 2, 3, 4}, netip.MustParseAddr("203.0.113.77"), netip.MustParseAddr("203.0.113.254"))
+			return unix.Sendto(int(dhcp.Fd()), b, 0, &unix.SockaddrInet4{Port: 67, Addr: [4]byte{255, 255, 255, 255}})
+		}
+		for _, m := range []egress.DHCPMessage{egress.DHCPDiscover, egress.DHCPSelect} {
+			if err := send(m); err != nil {
+				return err
+			}
+			judge(fmt.Sprint("message ", m), 0x0800)
+		}
+		if err := unix.Sendto(int(nd.Fd()), lease.Solicitation(facts.MAC), 0, &unix.SockaddrInet6{Addr: netip.MustParseAddr("ff02::2").As16()}); err != nil {
+			return err
+		}
+		judge("solicitation", 0x86dd)
+		facts.Addr4, facts.Router4 = netip.MustParseAddr("203.0.113.77"), netip.MustParseAddr("203.0.113.254")
+		if err := link.AddAddr("wwan0", netip.PrefixFrom(facts.Addr4, 32)); err != nil {
+			return err
+		}
+		if err := send(egress.DHCPRenew); err != nil {
+			return err
+		}
+		judge("renewal", 0x0800)
 		return nil
 	}); err != nil {
 		t.Fatal(err)

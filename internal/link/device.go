@@ -120,6 +120,13 @@ func SetQuiet(name string) error {
 	})
 }
 
+// SetSpeaking undoes [SetQuiet].
+func SetSpeaking(name string) error {
+	return change(name, "let speak", func(l netlink.Link) error {
+		return errors.Join(netlink.LinkSetARPOn(l), netlink.LinkSetMulticastOn(l))
+	})
+}
+
 // Received returns how many frames device name has received since it was made.
 func Received(name string) (uint64, error) {
 	l, err := netlink.LinkByName(name)

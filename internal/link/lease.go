@@ -96,6 +96,8 @@ func OpenDHCP(device string, uid int) (*os.File, error) {
 		return errors.Join(
 			unix.BindToDevice(fd, device),
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+			// Never fragmented: only then does the kernel leave the identification 0, and no number to count packets by.
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO),
 			unix.Bind(fd, &unix.SockaddrInet4{Port: 68}),
 		)
 	})

@@ -14,7 +14,7 @@ import (
 
 func upCommand() command {
 	c := command{
-		name: "up", usage: "[--world NAME] [--handsets N] [--state DIR] [--bin DIR] [--image DIR] [--pin PIN] [--offload]",
+		name: "up", usage: "[--world NAME] [--handsets N] [--state DIR] [--bin DIR] [--image DIR] [--pin PIN] [--offload] [--dhcp]",
 		what: "boots a gateway and handsets a, b, c … and returns when all tunnels are up; Ctrl-C takes everything down",
 	}
 	c.run = func(ctx context.Context, args []string, s streams) error {
@@ -26,6 +26,7 @@ func upCommand() command {
 		f.StringVar(&o.Image, "image", "", "image folder to boot handsets from as it is")
 		f.StringVar(&o.PIN, "pin", bringup.DefaultPIN, "PIN of every machine")
 		f.BoolVar(&o.Offload, "offload", false, "leave segmentation offload of the radios on")
+		f.BoolVar(&o.DHCP, "dhcp", false, "handsets lease their addresses, by DHCP and router advertisements")
 		f.DurationVar(&o.Timeout, "timeout", time.Minute, "how long it may take")
 		words, rest, err := parse(c, f, args)
 		if err != nil {

@@ -34,6 +34,7 @@ type Options struct {
 	Image    string // an image folder to boot handsets from as it is; "" means that one is made
 	PIN      string // of every machine; "" means DefaultPIN
 	Offload  bool   // leave segmentation offload of the radios on (board/netns.Spec)
+	DHCP     bool   // handsets lease their addresses (board/netns.Spec)
 	Timeout  time.Duration
 }
 

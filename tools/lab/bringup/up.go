@@ -91,7 +91,7 @@ func (l *lab) prepare(ctx context.Context) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		for _, h := range Handsets(l.o.Handsets) {
-			if _, err := l.w.Add(ctx, netns.Spec{Name: h.Name, Role: stage.Handset, Number: h.Number, Image: image, Offload: l.o.Offload}); err != nil {
+			if _, err := l.w.Add(ctx, netns.Spec{Name: h.Name, Role: stage.Handset, Number: h.Number, Image: image, Offload: l.o.Offload, DHCP: l.o.DHCP}); err != nil {
 				done <- err
 				return
 			}
