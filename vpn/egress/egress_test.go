@@ -190,7 +190,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func requests() []Request {
-	return []Request{{Op: OpTable, Table: sample()}, {Op: OpTable}, {Op: OpAttach, Ifindex: 1<<31 - 1}, {Op: OpAdmit, Gateway: "gateway"}, {Op: OpClose}, {Op: OpStatus},
+	return []Request{{Op: OpTable, Table: sample()}, {Op: OpTable}, {Op: OpAttach, Ifindex: 1<<31 - 1}, {Op: OpAdmit, Gateway: "gateway"}, {Op: OpClose}, {Op: OpStatus}, {Op: OpLevels, Levels: levelSample()}, {Op: OpLevels}, {Op: OpDrops, Since: 1<<63 + 5},
 		{Op: OpLink, Ifindex: 3}, {Op: OpLink, Ifindex: 3, Link: fullFacts()}}
 }
 
@@ -201,7 +201,7 @@ func TestRequests(t *testing.T) {
 			t.Fatalf("%v: %d bytes, %v", r.Op, len(b), err)
 		}
 		got, err := ParseRequest(b)
-		if err != nil || got.Op != r.Op || got.Ifindex != r.Ifindex || got.Gateway != r.Gateway || got.Link != r.Link || !got.Table.Equal(r.Table) {
+		if err != nil || got.Op != r.Op || got.Ifindex != r.Ifindex || got.Gateway != r.Gateway || got.Link != r.Link || !got.Table.Equal(r.Table) || got.Levels.Digest() != r.Levels.Digest() || got.Since != r.Since {
 			t.Errorf("%v: %+v, %v", r.Op, got, err)
 		}
 		if _, err := ParseRequest(append(b, 0)); err == nil {
@@ -223,7 +223,8 @@ func TestRequests(t *testing.T) {
 }
 
 func status() Status {
-	s := Status{Admitted: "gateway", Digest: sample().Digest(), Changes: 1<<63 + 7}
+	s := Status{Admitted: "gateway", Digest: sample().Digest(), Changes: 1<<63 + 7, Levels: levelSample().Digest(), Rights: levelSample().Rights()}
+	s.Decided[HookPacketIn][LevelLoopback] = 1 << 62
 	for i := range MaxDevices {
 		d := Device{Ifindex: i + 1, Hook: HookTCX}
 		d.Counters[Ingress][Cgroup] = 1<<63 + uint64(i)

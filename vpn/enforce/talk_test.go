@@ -138,6 +138,9 @@ func talkOne(fd *int, word, rest string) (err error) {
 		return nil
 	case "join":
 		return os.WriteFile(filepath.Join(rest, "cgroup.procs"), []byte("0"), 0)
+	case "patience":
+		wait := unix.NsecToTimeval(int64(5 * time.Millisecond))
+		return unix.SetsockoptTimeval(*fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait)
 	case "mark":
 		return unix.SetsockoptInt(*fd, unix.SOL_SOCKET, unix.SO_MARK, 0x52470001)
 	}
