@@ -44,7 +44,7 @@ func serve(ctx context.Context, ln *net.UnixListener, e *engine) error {
 // server counts connections, so that no peer can keep the others out.
 type server struct {
 	engine *engine
-	lean   lean
+	lean   *lean
 
 	mu          sync.Mutex
 	open        map[sock.Peer]int // by uid and cgroup; the pid is left out

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rempart/board/netns"
+	"rempart/board/scenario"
 	"rempart/board/scenario/attack"
 	"rempart/boot/report"
 	"rempart/tools/lab/bringup"
@@ -228,7 +229,11 @@ func (h *handset) sender(ctx context.Context, place string) (*exec.Cmd, error) {
 	}
 	argv := []string{h.r.self, "soak-send", string(text)}
 	if place != fromOutside && !h.bare {
-		return h.r.w.Command(ctx, netns.Where{Machine: h.name, Colour: place}, argv...)
+		where := netns.Where{Machine: h.name, Colour: place}
+		if place == fromRed {
+			where.App = scenario.TunnelApp // what is no app is refused before it meets the rest
+		}
+		return h.r.w.Command(ctx, where, argv...)
 	}
 	m, err := h.r.w.Machine(ctx, h.name)
 	if err != nil {
