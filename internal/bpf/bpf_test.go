@@ -91,13 +91,17 @@ func TestSpecs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m := gate.Maps["rules"]; m == nil || m.KeySize != 20 || m.ValueSize != 8 || m.MaxEntries != 256 || m.Flags&(1<<7) == 0 {
-		t.Errorf("rules %+v, want key 20, value 8, 256 entries, read-only for programs", m)
+	if m := gate.Maps[".rodata.policy"]; m == nil || m.ValueSize != 40+4096*32 || m.MaxEntries != 1 || m.Flags != 1<<7 {
+		t.Errorf("policy %+v, want the length of egress.TableLen, read-only for programs", m)
 	}
-	if m := gate.Maps["counters"]; m == nil || m.MaxEntries != 64 || m.ValueSize != 8 {
-		t.Errorf("counters %+v", m)
+	if m := gate.Maps[".data.counters"]; m == nil || m.ValueSize != 64*2*32*8 || m.MaxEntries != 1 {
+		t.Errorf("counters %+v, want 64 rows of both directions' 32", m)
 	}
-	if len(gate.Maps) != 5 || len(gate.Programs) != 2 {
+	if m := gate.Maps["fragments"]; m == nil || m.MaxEntries != 1024 || m.KeySize != 40 {
+		t.Errorf("fragments %+v", m)
+	}
+	// These three, three of the link layer, three of the drop record.
+	if len(gate.Maps) != 9 || len(gate.Programs) != 2 {
 		t.Errorf("%d maps and %d programs: the tag covers no further ones", len(gate.Maps), len(gate.Programs))
 	}
 	level, err := LoadLevel()

@@ -16,13 +16,17 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	GateMapCounters        = "counters"
+	GateMapDropHead        = "drop_head"
+	GateMapDropRecord      = "drop_record"
+	GateMapDropState       = "drop_state"
+	GateMapFragments       = "fragments"
 	GateMapLinkDhcp        = "link_dhcp"
 	GateMapLinkFacts       = "link_facts"
 	GateMapLinkState       = "link_state"
-	GateMapRules           = "rules"
 	GateProgRempartEgress  = "rempart_egress"
 	GateProgRempartIngress = "rempart_ingress"
+	GateVarCounters        = "counters"
+	GateVarPolicy          = "policy"
 )
 
 // LoadGate returns the embedded CollectionSpec for Gate.
@@ -75,17 +79,21 @@ type GateProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GateMapSpecs struct {
-	Counters  *ebpf.MapSpec `ebpf:"counters"`
-	LinkDhcp  *ebpf.MapSpec `ebpf:"link_dhcp"`
-	LinkFacts *ebpf.MapSpec `ebpf:"link_facts"`
-	LinkState *ebpf.MapSpec `ebpf:"link_state"`
-	Rules     *ebpf.MapSpec `ebpf:"rules"`
+	DropHead   *ebpf.MapSpec `ebpf:"drop_head"`
+	DropRecord *ebpf.MapSpec `ebpf:"drop_record"`
+	DropState  *ebpf.MapSpec `ebpf:"drop_state"`
+	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
+	LinkDhcp   *ebpf.MapSpec `ebpf:"link_dhcp"`
+	LinkFacts  *ebpf.MapSpec `ebpf:"link_facts"`
+	LinkState  *ebpf.MapSpec `ebpf:"link_state"`
 }
 
 // GateVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GateVariableSpecs struct {
+	Counters *ebpf.VariableSpec `ebpf:"counters"`
+	Policy   *ebpf.VariableSpec `ebpf:"policy"`
 }
 
 // GateObjects contains all objects after they have been loaded into the kernel.
@@ -108,20 +116,24 @@ func (o *GateObjects) Close() error {
 //
 // It can be passed to LoadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GateMaps struct {
-	Counters  *ebpf.Map `ebpf:"counters"`
-	LinkDhcp  *ebpf.Map `ebpf:"link_dhcp"`
-	LinkFacts *ebpf.Map `ebpf:"link_facts"`
-	LinkState *ebpf.Map `ebpf:"link_state"`
-	Rules     *ebpf.Map `ebpf:"rules"`
+	DropHead   *ebpf.Map `ebpf:"drop_head"`
+	DropRecord *ebpf.Map `ebpf:"drop_record"`
+	DropState  *ebpf.Map `ebpf:"drop_state"`
+	Fragments  *ebpf.Map `ebpf:"fragments"`
+	LinkDhcp   *ebpf.Map `ebpf:"link_dhcp"`
+	LinkFacts  *ebpf.Map `ebpf:"link_facts"`
+	LinkState  *ebpf.Map `ebpf:"link_state"`
 }
 
 func (m *GateMaps) Close() error {
 	return _GateClose(
-		m.Counters,
+		m.DropHead,
+		m.DropRecord,
+		m.DropState,
+		m.Fragments,
 		m.LinkDhcp,
 		m.LinkFacts,
 		m.LinkState,
-		m.Rules,
 	)
 }
 
@@ -129,6 +141,8 @@ func (m *GateMaps) Close() error {
 //
 // It can be passed to LoadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GateVariables struct {
+	Counters *ebpf.Variable `ebpf:"counters"`
+	Policy   *ebpf.Variable `ebpf:"policy"`
 }
 
 // GatePrograms contains all programs after they have been loaded into the kernel.

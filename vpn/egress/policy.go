@@ -14,8 +14,9 @@ const (
 	UDP uint8 = 17
 )
 
-// MaxClasses bounds a policy; it is the size of the gate's rule map.
-const MaxClasses = 256
+// MaxClasses bounds a policy: 250 gateways with a few services each over both stacks. The
+// gate's table has four times the slots.
+const MaxClasses = 1024
 
 // MaxName is the longest gateway name in bytes (one DNS label).
 const MaxName = 63
@@ -203,7 +204,7 @@ func (p Policy) Within(q Policy) bool {
 	return true
 }
 
-// Key is the key of one rule in the gate's map, as in internal/bpf/c/gate.c:
+// Key is the key of one rule in the gate's table, as in internal/bpf/c/gate.c:
 // 16 bytes of address (IPv4 in the first four), port in network order, protocol,
 // kind (4 IPv4, 6 IPv6, 0 any remote).
 type Key [20]byte
@@ -215,7 +216,7 @@ const (
 	kindV6  uint8 = 6
 )
 
-// Entry is one rule of the gate's map: the key and the cgroup id that may send.
+// Entry is one rule of the gate's table: the key and the cgroup id that may send.
 type Entry struct {
 	Key    Key
 	Cgroup uint64
@@ -238,12 +239,16 @@ func makeKey(kind uint8, addr []byte, proto uint8, port uint16) (k Key) {
 	return k
 }
 
-// Entries compiles p to the rule map's entries, in the order of their keys.
+// Entries compiles p to rules, in the order of their keys.
 func (p Policy) Entries() []Entry {
 	entries := make([]Entry, 0, len(p.Classes))
 	for _, c := range p.Classes {
 		entries = append(entries, Entry{c.key(), c.Cgroup})
 	}
-	slices.SortFunc(entries, func(a, b Entry) int { return slices.Compare(a.Key[:], b.Key[:]) })
+	sortEntries(entries)
 	return entries
+}
+
+func sortEntries(entries []Entry) {
+	slices.SortFunc(entries, func(a, b Entry) int { return slices.Compare(a.Key[:], b.Key[:]) })
 }

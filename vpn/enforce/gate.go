@@ -44,8 +44,9 @@ type Gate struct {
 // Attach puts the gate on the device, deny-all, in both directions, in front of a
 // floor that must be in force. On TCX the links are pinned in pinDir (a bpffs, the
 // caller's own folder, mode 0700) as IFINDEX-egress and IFINDEX-ingress; the counters
-// are pinned as IFINDEX-counters in any case. Pins of an earlier process are taken
-// over: their gate is replaced by deny-all before anything else.
+// are pinned as IFINDEX-counters in any case, and what it drops is in the record that
+// [OpenRecord] finds in pinDir. Pins of an earlier process are taken over: their gate is
+// replaced by deny-all before anything else.
 //
 // The gate outlives the process: kill -9 leaves the last policy in force, as its
 // pins hold it. Needs CAP_NET_ADMIN and CAP_BPF.
@@ -69,11 +70,14 @@ func (g *Gate) attach() error {
 	if g.counters, err = g.openCounters(); err != nil {
 		return err
 	}
-	if g.link, err = newMap("link_state"); err != nil {
+	if g.link, err = newLinkState(); err != nil {
 		return err
 	}
-	if err := g.link.Freeze(); err != nil { // the programs write it, and no process
-		return fmt.Errorf("cannot freeze the state of the link: %w", err)
+	if err := closeToProcesses(g.link); err != nil {
+		return err
+	}
+	if g.record, err = OpenRecord(g.pinDir); err != nil {
+		return err
 	}
 	deny, err := loadInstance(egress.DenyAll(), egress.LinkFacts{}, g.memory)
 	if err != nil {
@@ -95,23 +99,11 @@ func (g *Gate) pin(what string) string {
 // openCounters takes over the pinned counters, or makes and pins new ones.
 func (g *Gate) openCounters() (*ebpf.Map, error) {
 	path := g.pin("counters")
-	m, err := ebpf.LoadPinnedMap(path, nil)
-	if err == nil {
-		if m.Type() == ebpf.PerCPUArray && m.MaxEntries() == 2*egress.CounterSlots && m.ValueSize() == 8 {
-			return m, nil
-		}
-		return nil, errors.Join(fmt.Errorf("pin %s is no counter map", path), m.Close())
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("cannot open pin %s: %w", path, err)
-	}
-	if m, err = newCounters(); err != nil {
+	compiled, err := object()
+	if err != nil {
 		return nil, err
 	}
-	if err := pinObject(m, path); err != nil {
-		return nil, errors.Join(err, m.Close())
-	}
-	return m, nil
+	return openShared(path, compiled.Maps[countersVariable].Copy())
 }
 
 // Pinned lists the device indices that have pins in pinDir.
@@ -322,12 +314,5 @@ func (g *Gate) release() error {
 		}
 		g.links[d] = nil
 	}
-	if g.counters != nil {
-		errs = append(errs, g.counters.Close())
-	}
-	if g.link != nil {
-		errs = append(errs, g.link.Close())
-	}
-	g.memory = memory{}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, g.memory.close())...)
 }

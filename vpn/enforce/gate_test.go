@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,7 +17,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"rempart/internal/bpf"
 	"rempart/internal/proof"
 	"rempart/vpn/egress"
 )
@@ -221,31 +221,24 @@ func TestReadBackNotices(t *testing.T) {
 			defer in.close()
 			return g.links[egress.Egress].Update(in.programs[egress.Egress])
 		}},
-		{"a map that is not frozen", "not frozen", true, func(w *world, g *Gate) error {
-			var o bpf.GateObjects
-			if err := bpf.LoadGateObjects(&o, nil); err != nil {
+		{"maps that are not frozen", "can write it", true, func(w *world, g *Gate) error {
+			return altered(g, nil, func(*ebpf.CollectionSpec) {})
+		}},
+		{"the same rules in other places", "not where the program looks", true, func(w *world, g *Gate) error {
+			table, err := w.tunnel().Table()
+			if err != nil {
 				return err
 			}
-			defer o.Close()
-			for _, e := range w.tunnel().Entries() {
-				if err := o.Rules.Put(e.Key, e.Cgroup); err != nil {
-					return err
-				}
+			table[0] ^= 2 // another multiplier
+			policy, err := newPolicy(table)
+			if err != nil {
+				return err
 			}
-			return g.links[egress.Egress].Update(o.RempartEgress)
+			defer policy.Close()
+			return altered(g, map[string]*ebpf.Map{policyVariable: policy}, func(*ebpf.CollectionSpec) {})
 		}},
 		{"a larger map", "another shape", true, func(w *world, g *Gate) error {
-			spec, err := bpf.LoadGate()
-			if err != nil {
-				return err
-			}
-			spec.Maps["rules"].MaxEntries++
-			coll, err := ebpf.NewCollection(spec)
-			if err != nil {
-				return err
-			}
-			defer coll.Close()
-			return g.links[egress.Egress].Update(coll.Programs["rempart_egress"])
+			return altered(g, nil, func(spec *ebpf.CollectionSpec) { spec.Maps["fragments"].MaxEntries++ })
 		}},
 		{"the link detached", "egress: no gate", true, func(_ *world, g *Gate) error { return g.links[egress.Egress].Detach() }},
 		{"a program in front", "in front of the gate", true, func(w *world, _ *Gate) error {
@@ -342,14 +335,70 @@ func (w *world) dropFilter(priority uint16) error {
 		Handle: filterHandle, Protocol: unix.ETH_P_ALL, Priority: priority}})
 }
 
-func TestRulesCannotBeWritten(t *testing.T) {
-	s := newSubject(t)
-	if err := s.in.rules.Put(egress.Key{}, uint64(1)); !errors.Is(err, unix.EPERM) {
-		t.Errorf("a write to frozen rules: %v, want EPERM", err)
+// TestNoProcessWritesTheGatesMaps: neither what decides nor what is counted.
+func TestNoProcessWritesTheGatesMaps(t *testing.T) {
+	w := newWorld(t)
+	g := w.gate(w.tunnel(), WithoutTCX())
+	in, err := loadInstance(w.tunnel(), egress.LinkFacts{}, g.memory)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := s.in.rules.Delete(s.policy.Entries()[0].Key); !errors.Is(err, unix.EPERM) {
-		t.Errorf("a delete from frozen rules: %v, want EPERM", err)
+	defer in.close()
+	maps, closeMaps, err := mapsOf(programID(t, in.programs[egress.Egress]))
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer closeMaps()
+	tried := map[string]bool{}
+	for _, m := range maps {
+		info, err := m.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tried[info.Name] = true
+		value := make([]byte, info.ValueSize)
+		var put any = value
+		if info.Type == ebpf.PerCPUArray {
+			put = slices.Repeat([][]byte{value}, ebpf.MustPossibleCPU())
+		}
+		if err := m.Put(make([]byte, info.KeySize), put); !errors.Is(err, unix.EPERM) {
+			t.Errorf("a write to %s: %v, want EPERM", info.Name, err)
+		}
+	}
+	for _, name := range []string{policyMap, "fragments", "counters", "link_facts", "link_dhcp", "link_state", "drop_record", "drop_head", "drop_state"} {
+		if !tried[name] {
+			t.Errorf("the gate has no map %s: this test is blind there", name)
+		}
+	}
+}
+
+// altered puts our own program with other maps in the place of the outgoing one.
+func altered(g *Gate, maps map[string]*ebpf.Map, alter func(*ebpf.CollectionSpec)) error {
+	compiled, err := object()
+	if err != nil {
+		return err
+	}
+	spec := compiled.Copy()
+	alter(spec)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return err
+	}
+	defer coll.Close()
+	return g.links[egress.Egress].Update(coll.Programs["rempart_egress"])
+}
+
+func programID(t *testing.T, p *ebpf.Program) ebpf.ProgramID {
+	t.Helper()
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, ok := info.ID()
+	if !ok {
+		t.Fatal("the kernel tells no program id")
+	}
+	return id
 }
 
 func TestKilledAttacherLeavesTheGate(t *testing.T) {

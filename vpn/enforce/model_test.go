@@ -195,6 +195,7 @@ func TestProgramEqualsModel(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 2))
 	refused := 0
+	var fragments egress.Fragments
 	const frames, batch = 120_000, 1000 // in each direction
 	var want, got egress.Counters
 	var reasons [2][egress.Reasons]int
@@ -205,7 +206,8 @@ func TestProgramEqualsModel(t *testing.T) {
 			if r.IntN(8) == 0 {
 				mark = r.Uint32()
 			}
-			verdict, reason := egress.Decide(s.policy, d, frame, egress.Meta{Cgroup: s.own, Mark: mark})
+			fragments.Now = coarse(t)
+			verdict, reason := egress.Decide(s.policy, d, frame, egress.Meta{Cgroup: s.own, Mark: mark, Fragments: &fragments})
 			code, ok := s.run(d, frame, mark)
 			if !ok {
 				refused++
@@ -248,4 +250,14 @@ func blind(r egress.Reason) bool {
 // unreachable: an incoming frame has no sender here.
 func unreachable(d egress.Direction, r egress.Reason) bool {
 	return d == egress.Ingress && (r == egress.Mark || r == egress.Cgroup)
+}
+
+// coarse is the clock that the program reads.
+func coarse(t *testing.T) time.Duration {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -245,21 +244,20 @@ func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
 				info.Type, info.KeySize, info.ValueSize, info.MaxEntries, info.Flags)
 			continue
 		}
+		if !info.Frozen() {
+			c.differ("%v: map %q is not frozen: a process can write it", d, info.Name)
+		}
 		switch info.Name {
-		case "rules":
-			err = c.rules(d, m, info)
+		case policyMap:
+			err = c.policy(d, m)
 		case "link_facts":
 			facts := c.facts.Bytes()
-			err = c.frozen(d, m, info, 0, facts[:])
+			err = c.entry(d, m, info, 0, facts[:])
 		case "link_dhcp":
 			for message := range egress.DHCPMessages {
 				for i, chunk := range c.facts.Template(message).Chunks() {
-					err = errors.Join(err, c.frozen(d, m, info, uint32(int(message)*egress.DHCPChunks+i), chunk[:]))
+					err = errors.Join(err, c.entry(d, m, info, uint32(int(message)*egress.DHCPChunks+i), chunk[:]))
 				}
-			}
-		case "link_state":
-			if !info.Frozen() {
-				c.differ("%v: the state of the link can be written by a process", d)
 			}
 		}
 		if err != nil {
@@ -274,51 +272,53 @@ func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
 	return nil
 }
 
-// frozen compares one entry of a frozen array.
-func (c *checker) frozen(d egress.Direction, m *ebpf.Map, info *ebpf.MapInfo, index uint32, want []byte) error {
+// entry compares one entry of an array.
+func (c *checker) entry(d egress.Direction, m *ebpf.Map, info *ebpf.MapInfo, index uint32, want []byte) error {
 	got, err := m.LookupBytes(index)
 	if err != nil {
 		return fmt.Errorf("cannot read map %s: %w", info.Name, err)
 	}
-	if !info.Frozen() || !bytes.Equal(got, want) {
-		c.differ("%v: %s %d is not as wanted, or not frozen", d, info.Name, index)
+	if !bytes.Equal(got, want) {
+		c.differ("%v: %s %d is not as wanted", d, info.Name, index)
 	}
 	return nil
 }
 
-func (c *checker) rules(d egress.Direction, m *ebpf.Map, info *ebpf.MapInfo) error {
-	if !info.Frozen() {
-		c.differ("%v: the rules are not frozen", d)
+// policy compares the table of rules, byte by byte, and names the rules that differ.
+func (c *checker) policy(d egress.Direction, m *ebpf.Map) error {
+	table, err := m.LookupBytes(uint32(0))
+	if err != nil {
+		return fmt.Errorf("cannot read the rules: %w", err)
 	}
+	wanted, err := c.want.Table()
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(table, wanted) {
+		return nil
+	}
+	before := len(c.report.Differences)
 	want := map[egress.Key]uint64{}
 	for _, e := range c.want.Entries() {
 		want[e.Key] = e.Cgroup
 	}
-	var key egress.Key
-	var cgroup uint64
-	var extra []egress.Key
-	it := m.Iterate()
-	for it.Next(&key, &cgroup) {
-		wanted, ok := want[key]
+	for _, e := range egress.TableEntries(table) {
+		cgroup, ok := want[e.Key]
 		switch {
 		case !ok:
-			extra = append(extra, key)
-		case wanted != cgroup:
-			c.differ("%v: rule %v is for cgroup %d, not %d", d, key, cgroup, wanted)
+			c.differ("%v: rule %v is in force and not wanted", d, e.Key)
+		case cgroup != e.Cgroup:
+			c.differ("%v: rule %v is for cgroup %d, not %d", d, e.Key, e.Cgroup, cgroup)
 		}
-		delete(want, key)
-	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("cannot read the rules: %w", err)
-	}
-	slices.SortFunc(extra, func(a, b egress.Key) int { return bytes.Compare(a[:], b[:]) })
-	for _, k := range extra {
-		c.differ("%v: rule %v is in force and not wanted", d, k)
+		delete(want, e.Key)
 	}
 	for _, e := range c.want.Entries() {
 		if _, missing := want[e.Key]; missing {
 			c.differ("%v: rule %v is wanted and not in force", d, e.Key)
 		}
+	}
+	if len(c.report.Differences) == before {
+		c.differ("%v: the rules are not where the program looks for them, or fragments live for another time", d)
 	}
 	return nil
 }
@@ -332,13 +332,16 @@ type references struct {
 }
 
 func reference() (*references, error) {
-	spec, err := bpf.LoadGate()
+	spec, err := object()
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the gate's object: %w", err)
+		return nil, err
 	}
-	ref := &references{maps: spec.Maps}
+	ref := &references{maps: map[string]*ebpf.MapSpec{}}
+	for _, m := range spec.Maps {
+		ref.maps[m.Name] = m
+	}
 	var gate bpf.GateObjects
-	if err := bpf.LoadGateObjects(&gate, nil); err != nil {
+	if err := spec.Copy().LoadAndAssign(&gate, nil); err != nil {
 		return nil, fmt.Errorf("cannot load a gate to compare with: %w", err)
 	}
 	defer gate.Close()

@@ -17,6 +17,10 @@ typedef long long __s64;
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
+/* Verified once, for all arguments, and not for every path that leads to a call: what
+ * is called from many places costs the load of a program that much less. */
+#define GLOBAL __attribute__((noinline))
 
 /* BTF-defined maps, as libbpf and cilium/ebpf read them. */
 #define __uint(name, val) int(*name)[val]
@@ -34,6 +38,7 @@ enum {
 	MAP_ARRAY = 2,
 	MAP_PERCPU_ARRAY = 6,
 	MAP_CGROUP_ARRAY = 8,
+	MAP_LRU_HASH = 9,
 	MAP_LPM_TRIE = 11,
 	MAP_TASK_STORAGE = 29,
 };
@@ -62,10 +67,18 @@ struct __sk_buff {
 	__u32 priority;
 	__u32 ingress_ifindex;
 	__u32 ifindex; /* of the device that it is on */
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data; /* the linear part, from the link-layer header on */
+	__u32 data_end;
 };
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
+static __u32 (*const bpf_get_smp_processor_id)(void) = (void *)8;
 static long (*const bpf_skb_load_bytes)(const struct __sk_buff *skb, __u32 off, void *to, __u32 len) = (void *)26;
 static long (*const bpf_current_task_under_cgroup)(void *map, __u32 index) = (void *)37;
 static __u64 (*const bpf_skb_cgroup_id)(struct __sk_buff *skb) = (void *)79;
