@@ -122,7 +122,7 @@ func TestGuestEnds(t *testing.T) {
 	})
 	t.Run("no such program", func(t *testing.T) {
 		t.Setenv("TMPDIR", t.TempDir())
-		_, err := Run(t.Context(), Options{Kernel: k, Processors: 1, Memory: 256}, "/no/such/program")
+		_, err := Run(t.Context(), Options{Kernel: k, Memory: 256}, "/no/such/program")
 		if err == nil || !strings.Contains(err.Error(), "no such file") {
 			t.Errorf("%v", err)
 		}

@@ -25,6 +25,7 @@ var short = []suite{
 		"TestWithoutTheGuardEachAttemptWorks", "TestTheDeskIsNotAffected", "TestTheHandsetLoadsNoModule", "TestTrustIsThePidfdsAlone", "TestHotpluggedDeviceStaysDown",
 		"TestGuardReadBackNoticesAMissingPinAndADetachedLink"}},
 	{name: "gate", folder: "vpn/enforce", want: []string{"TestRealPackets", "TestUnpinnedAndClosedLeavesTheFloor", "TestEachReason"}},
+	{name: "hostile", folder: "board/scenario/hostile", want: []string{"TestAttackTable"}},
 }
 
 // suites builds the tests of the packages.

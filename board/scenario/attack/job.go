@@ -68,6 +68,11 @@ type Job struct {
 	User bool
 	// FD is the number of an inherited packet socket, for kind passed.
 	FD int
+	// Path is the control group that kind joined moves into, or the folder of
+	// the pins that kind detached opens.
+	Path string
+	// PID is the process that kind stolen takes its socket from.
+	PID int
 	// NoPacket leaves out AF_PACKET in the kinds that try several ways
 	// (constant, hotplug), where trying it was the sender's end.
 	NoPacket bool
@@ -93,6 +98,8 @@ func (j Job) Args() []string {
 	add("count", fmt.Sprint(j.Count), j.Count != 0)
 	add("for", j.For.String(), j.For != 0)
 	add("fd", fmt.Sprint(j.FD), j.FD != 0)
+	add("path", j.Path, j.Path != "")
+	add("pid", fmt.Sprint(j.PID), j.PID != 0)
 	for _, f := range []struct {
 		name string
 		set  bool
@@ -120,6 +127,8 @@ func Parse(args []string) (Job, error) {
 	fs.Func("source", "", func(s string) (err error) { j.Source, err = netip.ParseAddr(s); return err })
 	fs.Func("next-hop", "", func(s string) (err error) { j.NextHop, err = net.ParseMAC(s); return err })
 	fs.StringVar(&j.Device, "device", "", "")
+	fs.StringVar(&j.Path, "path", "", "")
+	fs.IntVar(&j.PID, "pid", 0, "")
 	fs.IntVar(&j.Count, "count", 0, "")
 	fs.DurationVar(&j.For, "for", 0, "")
 	fs.BoolVar(&j.NoPacket, "no-packet", false, "")

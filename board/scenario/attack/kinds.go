@@ -1,6 +1,9 @@
 package attack
 
-import "context"
+import (
+	"context"
+	"maps"
+)
 
 // Kind names a way out.
 type Kind string
@@ -65,7 +68,7 @@ type kind struct {
 }
 
 func kinds() map[Kind]kind {
-	return map[Kind]kind{
+	all := map[Kind]kind{
 		UDP:          {run: runUDP, target: true},
 		TCP:          {run: runTCP, target: true},
 		ICMP:         {run: runICMP, target: true},
@@ -106,4 +109,6 @@ func kinds() map[Kind]kind {
 		Options:     {run: runOptions, target: true, device: true},
 		Fragment:    {run: runFragment, target: true, device: true},
 	}
+	maps.Copy(all, rewiring())
+	return all
 }
