@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rempart/board/guest"
 	"rempart/board/netns"
 	"rempart/internal/run"
 )
@@ -41,6 +42,7 @@ func commands() []command {
 		callCommand(),
 		leaktestCommand(),
 		soakCommand(),
+		hostileCommand(),
 		demoCommand(),
 		attackCommand(),
 		attemptCommand(),
@@ -50,6 +52,7 @@ func commands() []command {
 }
 
 func main() {
+	guest.Stage() // as process 1 of a guest
 	netns.Stage() // the board's own processes are this program, executed again
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	err := dispatch(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr})

@@ -55,10 +55,11 @@ type Row struct {
 	Guard     string        `json:"guard"`
 	Outcomes  []Outcome     `json:"outcomes"`
 	Held      bool          `json:"held"`
+	Why       string        `json:"why,omitempty"` // it did not hold
 }
 
-// Why says what is wrong with a row that did not hold.
-func (r Row) Why() string {
+// judge says what is wrong with a row that did not hold.
+func (r Row) judge() string {
 	for _, o := range r.Outcomes {
 		leaked := o.Verdict == scenario.Leaked
 		switch {
@@ -189,7 +190,8 @@ func (r *runner) row(ctx context.Context, c Cell) Row {
 		o.want = leaks[i]
 		row.Outcomes = append(row.Outcomes, o)
 	}
-	row.Held = row.Why() == ""
+	row.Why = row.judge()
+	row.Held = row.Why == ""
 	return row
 }
 

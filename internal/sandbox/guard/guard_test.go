@@ -403,7 +403,7 @@ func (w *guarded) attackHotplug() uint64 {
 	w.t.Helper()
 	proof.Need(w.t, "sh", "ip")
 	var out strings.Builder
-	script := `for i in $(seq 20); do ip link set wwan7 up; ip addr add 192.0.2.1/24 dev wwan7; echo x > /dev/udp/192.0.2.255/9; sleep 0.01; done 2>/dev/null; true`
+	script := `for i in $(seq 8); do ip link set wwan7 up; ip addr add 192.0.2.1/24 dev wwan7; echo x > /dev/udp/192.0.2.255/9; sleep 0.01; done 2>/dev/null; true`
 	cmd := w.start(w.sub, &out, nil, "bash", "-c", script)
 	w.hotplug("wwan7")
 	if err := cmd.Wait(); err != nil {
