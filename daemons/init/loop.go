@@ -101,9 +101,7 @@ func (p *phone) restart(ctx context.Context, name string, again chan string) {
 // reattach takes up with a new egressd while other daemons are down: these need the level table's rows to start. What fails
 // here is tried again by release.
 func (p *phone) reattach(ctx context.Context) {
-	ask, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	if err := p.attachGate(ask); err != nil {
+	if err := p.attachGate(ctx); err != nil {
 		p.journal.Event(eventClose, "egressd", journal.Failure, "reason", err.Error())
 		p.close(err.Error())
 	}
@@ -180,15 +178,16 @@ func (p *phone) release(ctx context.Context, again chan string) {
 		return
 	}
 	err := func() error {
-		ask, cancel := context.WithTimeout(ctx, askTimeout)
-		defer cancel()
 		if p.severed {
-			if err := p.attachGate(ask); err != nil {
+			// A new egressd loads all its programs before it answers. The floor holds meanwhile: there is time.
+			if err := p.attachGate(ctx); err != nil {
 				return err
 			}
 		} else if err := errors.Join(p.readBack(egress.DenyAll()), p.readLevels()); err != nil {
 			return err
 		}
+		ask, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
 		if err := p.setLevels(ask, p.levels); err != nil {
 			return err
 		}
@@ -199,6 +198,8 @@ func (p *phone) release(ctx context.Context, again chan string) {
 		if err := errors.Join(p.backstop.Release(p.table, uidTunneld), p.readBackstop()); err != nil {
 			return err
 		}
+		ask, cancel = context.WithTimeout(ctx, askTimeout)
+		defer cancel()
 		_, err := p.gate.Table(ask, p.table)
 		return err
 	}()
