@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -84,12 +85,12 @@ func loadCalls() (*Guard, error) {
 
 // aliveCalls looks whether a listed call of a supervisor is seen: reading a counter is
 // a bpf call itself.
-func aliveCalls(g *Guard) error {
-	before, err := g.Counts(CallBPF)
+func aliveCalls(seen *ebpf.Map, _ string) error {
+	before, err := countsIn(seen, CallBPF)
 	if err != nil {
 		return err
 	}
-	after, err := g.Counts(CallBPF)
+	after, err := countsIn(seen, CallBPF)
 	if err != nil {
 		return err
 	}
@@ -100,10 +101,10 @@ func aliveCalls(g *Guard) error {
 }
 
 // survivors says whether a caller lives that should have been killed.
-func (g *Guard) survivors() error {
+func survivors(seen *ebpf.Map) error {
 	var errs []error
-	for hook, name := range g.counters() {
-		c, err := g.Counts(hook)
+	for hook, name := range callCounters() {
+		c, err := countsIn(seen, hook)
 		if err == nil && c.Failed > 0 {
 			err = fmt.Errorf("%d callers were not killed: %s", c.Failed, name)
 		}
@@ -127,6 +128,22 @@ func (d device) key() []byte {
 // leave through no other device, lo included; the form [LSM] needs no such list,
 // since in it no one but a supervisor can bring a device up, and Admit does nothing.
 func (g *Guard) Admit(ifindex int) error {
+	if err := g.Expect(ifindex); err != nil || g.form != Calls {
+		return err
+	}
+	netns, err := netnsCookie()
+	if err != nil {
+		return fmt.Errorf("cannot admit device %d: %w", ifindex, err)
+	}
+	if err := g.programs.Maps["devices"].Put(device{netns, uint64(ifindex)}.key(), uint32(1)); err != nil {
+		return fmt.Errorf("cannot admit device %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// Expect is the first half of [Guard.Admit]: the guard's [Standing] has the device,
+// and nothing leaves by it yet. Who is told the standing knows of it before it holds.
+func (g *Guard) Expect(ifindex int) error {
 	if g.form != Calls {
 		return nil
 	}
@@ -137,31 +154,48 @@ func (g *Guard) Admit(ifindex int) error {
 	if err != nil {
 		return fmt.Errorf("cannot admit device %d: %w", ifindex, err)
 	}
-	d := device{netns, uint64(ifindex)}
-	if err := g.programs.Maps["devices"].Put(d.key(), uint32(1)); err != nil {
-		return fmt.Errorf("cannot admit device %d: %w", ifindex, err)
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.admitted = append(g.admitted, d)
+	if d := (device{netns, uint64(ifindex)}); !slices.Contains(g.admitted, d) {
+		g.admitted = append(g.admitted, d)
+	}
 	return nil
 }
 
-// deviceDifference compares the map of devices with what was admitted.
-func (g *Guard) deviceDifference() error {
+// Revoke undoes an [Guard.Admit]: the device is gone, and its number may become
+// another's.
+func (g *Guard) Revoke(ifindex int) error {
 	if g.form != Calls {
 		return nil
 	}
+	netns, err := netnsCookie()
+	if err != nil {
+		return fmt.Errorf("cannot revoke device %d: %w", ifindex, err)
+	}
+	d := device{netns, uint64(ifindex)}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !slices.Contains(g.admitted, d) {
+		return nil
+	}
+	if err := g.programs.Maps["devices"].Delete(d.key()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("cannot revoke device %d: %w", ifindex, err)
+	}
+	g.admitted = slices.DeleteFunc(g.admitted, func(other device) bool { return other == d })
+	return nil
+}
+
+// deviceDifference compares the map of devices with what was admitted; unless it must
+// be exact, a device may be admitted and not let through yet, or no longer.
+func deviceDifference(devices *ebpf.Map, admitted []device, exact bool) error {
 	want := map[string]bool{}
-	for _, d := range g.admitted {
+	for _, d := range admitted {
 		want[string(d.key())] = true
 	}
 	var errs []error
 	var key []byte
 	var value uint32
-	all := g.programs.Maps["devices"].Iterate()
+	all := devices.Iterate()
 	for all.Next(&key, &value) {
 		if !want[string(key)] {
 			errs = append(errs, fmt.Errorf("device %d of namespace %d is let through and was not admitted",
@@ -169,7 +203,7 @@ func (g *Guard) deviceDifference() error {
 		}
 		delete(want, string(key))
 	}
-	if len(want) > 0 {
+	if len(want) > 0 && exact {
 		errs = append(errs, fmt.Errorf("%d admitted devices are not let through", len(want)))
 	}
 	return errors.Join(append(errs, all.Err())...)

@@ -281,6 +281,15 @@ func TestCallsReadBackNotices(t *testing.T) {
 			if err := w.guard.ReadBack(); err == nil || !strings.Contains(err.Error(), change.want) {
 				t.Errorf("read back: %v, want a word on %s", err, change.want)
 			}
+			// Another process, which has the ids alone, notices too; the pins are root's.
+			standing, err := w.guard.Standing()
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = handedOver(t, standing).ReadBack()
+			if sound := name == "a missing pin" || name == "a device taken away"; sound && err != nil || !sound && (err == nil || !strings.Contains(err.Error(), change.want)) {
+				t.Errorf("read back by ids: %v", err)
+			}
 		})
 	}
 }

@@ -1,6 +1,6 @@
 // Package guard keeps the processes of one handset, root included, from passing the gate by. tc programs do not see AF_XDP,
 // a packet socket's qdisc bypass, or a device that was made after them; the guard is for those. It acts on processes at and
-// below one cgroup; the supervisors among them (init, egressd) are named by pidfd and excepted.
+// below one cgroup; the supervisors among them (init, egressd, watchd) are named by pidfd and excepted.
 //
 // It has two forms. [Install] takes the first that the kernel runs.
 //
@@ -35,7 +35,7 @@
 //     still meets gate and floor, since it cannot set qdisc bypass. A 32-bit setsockopt is not judged by the kernel's
 //     cgroup hook: its caller is killed after it has taken effect, so two such races in a row pass the gate by;
 //   - link, address, route, qdisc and filter changes by netlink, ioctl and sysfs. Root in black can take the floor or the
-//     radio away (init's read-back notices within 5 s) and redirect, with a filter on an admitted device, to another device of
+//     radio away (the watcher notices, and takes the radios down) and redirect, with a filter on an admitted device, to another device of
 //     the same namespace. It cannot bring a new device there: moving it takes a netlink socket in the namespace where it
 //     was born;
 //   - a device that was moved or deleted leaves its admitted number to the next one that takes it in that namespace;

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -36,7 +35,7 @@ type Guard struct {
 	hooks    []hook
 	pinDir   string
 	cgroup   uint64 // id of the handset's
-	alive    func(*Guard) error
+	alive    func(seen *ebpf.Map, pinDir string) error
 	counters func() []string
 
 	mu       sync.Mutex
@@ -128,7 +127,7 @@ func (g *Guard) install(cgroupDir string) error {
 			return fmt.Errorf("%s: %w", g.hooks[i].name, err)
 		}
 	}
-	return g.alive(g)
+	return g.alive(g.programs.Maps["seen"], g.pinDir)
 }
 
 func (h *hook) enforce(cgroupDir, pinDir string) error {
@@ -183,10 +182,14 @@ type Counts struct {
 
 // Counts returns the decisions on hook, one of the Hook constants in the form [LSM]
 // and of the Call constants in the form [Calls].
-func (g *Guard) Counts(hook int) (c Counts, err error) {
+func (g *Guard) Counts(hook int) (Counts, error) {
+	return countsIn(g.programs.Maps["seen"], hook)
+}
+
+func countsIn(seen *ebpf.Map, hook int) (c Counts, err error) {
 	for i, sum := range []*uint64{&c.Trusted, &c.Allowed, &c.Refused, &c.Failed} {
 		var perCPU []uint64
-		if err := g.programs.Maps["seen"].Lookup(uint32(hook*outcomeSlots+i), &perCPU); err != nil {
+		if err := seen.Lookup(uint32(hook*outcomeSlots+i), &perCPU); err != nil {
 			return c, fmt.Errorf("cannot read the guard's counters: %w", err)
 		}
 		for _, n := range perCPU {
@@ -217,67 +220,36 @@ func (g *Guard) Refusals() (map[string]uint64, error) {
 // hook called. The caller must be a supervisor with CAP_SYS_ADMIN. The error names
 // each difference.
 func (g *Guard) ReadBack() error {
-	handset, err := g.programs.Maps["handset"].Info()
+	standing, err := g.Standing()
 	if err != nil {
-		return fmt.Errorf("cannot read back the guard: %w", err)
+		return err
 	}
-	var errs []error
-	if !handset.Frozen() {
-		errs = append(errs, errors.New("the cgroup map is not frozen"))
-	}
+	errs := []error{standing.differences(g.pinDir)}
 	for _, h := range g.hooks {
-		if err := h.check(g, handset); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", h.name, err))
+		if err := h.checkPin(g.pinDir); err != nil {
+			errs = append(errs, fmt.Errorf("%s: its pin: %w", h.name, err))
 		}
 	}
-	if err := errors.Join(append(errs, g.alive(g), g.deviceDifference(), g.survivors())...); err != nil {
+	return notAsInstalled(errors.Join(errs...))
+}
+
+func notAsInstalled(err error) error {
+	if err != nil {
 		return fmt.Errorf("the guard is not as installed: %w", err)
 	}
 	return nil
 }
 
-func (h *hook) check(g *Guard, handset *ebpf.MapInfo) error {
-	byID, err := link.NewFromID(h.id)
-	if err != nil {
-		return fmt.Errorf("link %d: %w", h.id, err)
-	}
-	defer byID.Close()
-	info, err := byID.Info()
+func (h *hook) checkPin(pinDir string) error {
+	pinned, err := link.LoadPinnedLink(filepath.Join(pinDir, h.name), nil)
 	if err != nil {
 		return err
-	}
-	p, err := ebpf.NewProgramFromID(info.Program)
-	if err != nil {
-		return fmt.Errorf("program %d: %w", info.Program, err)
-	}
-	defer p.Close()
-	pi, err := p.Info()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	if pi.Tag != h.tag || pi.Type != h.program.Type() {
-		errs = append(errs, fmt.Errorf("link %d runs program %d %q with tag %s, not %s", h.id, info.Program, pi.Name, pi.Tag, h.tag))
-	}
-	if c := info.Cgroup(); c != nil && c.CgroupId != g.cgroup {
-		errs = append(errs, fmt.Errorf("link %d is attached to cgroup %d, not %d", h.id, c.CgroupId, g.cgroup))
-	}
-	if r := info.RawTracepoint(); r != nil && r.Name != h.point {
-		errs = append(errs, fmt.Errorf("link %d is attached to %s, not %s", h.id, r.Name, h.point))
-	}
-	want, _ := handset.ID()
-	if ids, ok := pi.MapIDs(); h.judges && (!ok || !slices.Contains(ids, want)) {
-		errs = append(errs, errors.New("the program looks at another cgroup map"))
-	}
-	pinned, err := link.LoadPinnedLink(filepath.Join(g.pinDir, h.name), nil)
-	if err != nil {
-		return errors.Join(append(errs, fmt.Errorf("its pin: %w", err))...)
 	}
 	defer pinned.Close()
 	if li, err := pinned.Info(); err != nil || li.ID != h.id {
-		errs = append(errs, errors.Join(errors.New("its pin holds another link"), err))
+		return errors.Join(errors.New("it holds another link"), err)
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // Programs returns the ids of the guard's programs that stand at the handset's cgroup,
