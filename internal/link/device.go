@@ -77,8 +77,8 @@ func SetDown(name string) error {
 }
 
 // MoveTo moves device name into namespace ns, keeping its name. The kernel
-// takes it down and strips its addresses on the way; classifiers on its
-// clsact stay.
+// takes it down and strips its addresses on the way, and its qdiscs with the
+// classifiers on clsact; TCX programs stay.
 func MoveTo(name string, ns *NS) error {
 	return change(name, "move", func(l netlink.Link) error { return netlink.LinkSetNsFd(l, ns.FD()) })
 }

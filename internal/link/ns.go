@@ -110,6 +110,24 @@ func (ns *NS) FD() int {
 	return int(ns.f.Fd())
 }
 
+// File returns the descriptor of the namespace to hand to another process. It
+// stays the NS's own.
+func (ns *NS) File() *os.File {
+	return ns.f
+}
+
+// FromFile makes an NS of a descriptor that was handed over. The NS owns it.
+func FromFile(f *os.File) (*NS, error) {
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err == nil && kind != unix.CLONE_NEWNET {
+		err = errors.New("it is a namespace of another kind")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot use %s as a network namespace: %w", f.Name(), err)
+	}
+	return &NS{f: f}, nil
+}
+
 // ID returns the inode number that names the namespace on this kernel, as in
 // the "net:[4026531840]" of /proc/PID/ns/net.
 func (ns *NS) ID() (uint64, error) {
