@@ -5,7 +5,7 @@ export CGO_ENABLED ?= 0
 # In every build, so that vet, the tests and the programs share what is compiled: no path of this machine in any of it.
 export GOFLAGS ?= -trimpath
 GO      := go
-DAEMONS := init egressd keyd linkd tunneld voiced gatewayd rempart
+DAEMONS := init egressd watchd keyd linkd tunneld voiced gatewayd rempart
 TOOLS   := rempart-lab rempart-policy
 # Reproducible: no build id of this machine, no symbol tables.
 BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid='

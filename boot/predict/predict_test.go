@@ -61,9 +61,9 @@ func TestPredictionIsTheBoot(t *testing.T) {
 		}
 		fourth := map[string]string{stage.Handset: "voiced", stage.Gateway: "gatewayd"}[role]
 		var want13 [32]byte
-		names := []string{"egressd", "policy", "keyd", "tunneld", fourth, "rempart"}
+		names := []string{"egressd", "policy", "watchd", "keyd", "tunneld", fourth, "rempart"}
 		if role == stage.Handset {
-			names = slices.Insert(names, 3, "linkd")
+			names = slices.Insert(names, 4, "linkd")
 		}
 		for _, name := range names {
 			want13 = eventlog.Extend(want13, sha256.Sum256([]byte("the bytes of "+name)))

@@ -72,6 +72,7 @@ func table() []entry {
 		{Stage{"root", Root, PCRImage, "."}, nil},
 		{Stage{"egressd", Program, PCRStages, "bin/egressd"}, nil},
 		{Stage{"policy", Document, PCRStages, "etc/rempart/policy"}, nil},
+		{Stage{"watchd", Program, PCRStages, "bin/watchd"}, nil},
 		{Stage{"keyd", Program, PCRStages, "bin/keyd"}, nil},
 		{Stage{"linkd", Program, PCRStages, "bin/linkd"}, []string{Handset}},
 		{Stage{"tunneld", Program, PCRStages, "bin/tunneld"}, nil},

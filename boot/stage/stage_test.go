@@ -28,8 +28,8 @@ func TestOrder(t *testing.T) {
 		t.Errorf("before the role is known: %q, want %q", got, want)
 	}
 	for role, want := range map[string]string{
-		Handset: "egressd policy keyd linkd tunneld voiced rempart",
-		Gateway: "egressd policy keyd tunneld gatewayd rempart",
+		Handset: "egressd policy watchd keyd linkd tunneld voiced rempart",
+		Gateway: "egressd policy watchd keyd tunneld gatewayd rempart",
 	} {
 		stages, err := For(role)
 		if err != nil || names(stages) != want {
@@ -40,7 +40,7 @@ func TestOrder(t *testing.T) {
 		}
 	}
 	for role, want := range map[string]string{
-		Handset: "egressd keyd linkd tunneld voiced", Gateway: "egressd keyd tunneld gatewayd"} {
+		Handset: "egressd watchd keyd linkd tunneld voiced", Gateway: "egressd watchd keyd tunneld gatewayd"} {
 		daemons, err := Daemons(role)
 		if err != nil || strings.Join(daemons, " ") != want {
 			t.Errorf("%s starts %q, %v; want %q", role, daemons, err, want)

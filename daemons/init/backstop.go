@@ -45,9 +45,9 @@ func (p *phone) openRed() error {
 	voice := []nft.Port{{Protocol: unix.IPPROTO_UDP, Number: port.Sound}, {Protocol: unix.IPPROTO_TCP, Number: port.Keying}}
 	if p.policy.Role == manifest.RoleGateway {
 		services := []nft.Port{{Protocol: unix.IPPROTO_TCP, Number: port.Calls}, {Protocol: unix.IPPROTO_TCP, Number: port.Directory}}
-		return p.backstop.Tunnel(tunnelDevice, network.Inner, services, voice)
+		return p.behindTheGate(func() error { return p.backstop.Tunnel(tunnelDevice, network.Inner, services, voice) })
 	}
-	return p.backstop.Tunnel(tunnelDevice, network.Inner, voice, nil)
+	return p.behindTheGate(func() error { return p.backstop.Tunnel(tunnelDevice, network.Inner, voice, nil) })
 }
 
 // closeBackstop lets nothing through in black any more. It asks no daemon. If it fails the radios go down.
@@ -55,7 +55,7 @@ func (p *phone) closeBackstop() {
 	if p.backstop == nil {
 		return
 	}
-	if err := p.backstop.Close(); err != nil {
+	if err := p.behindTheGate(p.backstop.Close); err != nil {
 		p.journal.Event(eventClose, "backstop", journal.Failure, "reason", err.Error())
 		if err := p.lowerRadios(); err != nil {
 			p.journal.Event(eventClose, "radios", journal.Failure, "reason", err.Error())

@@ -46,16 +46,16 @@ func TestAChangedBackstopTakesTheRadiosDown(t *testing.T) {
 		"somebody else's table in void": {func(p *phone) *link.NS { return p.void }, "nft add table inet x"},
 	} {
 		p := standing(t)
-		p.check(t.Context(), make(chan string, 1))
-		if !p.radioUp(t) || p.lost != "" {
+		p.inspect()
+		if !p.radioIsUp(t) || p.lost != "" {
 			t.Fatalf("%s: the radio of a sound phone went down: %s", name, p.lost)
 		}
 		err := c.where(p).Do(func() error { return exec.Command("sh", "-c", c.command).Run() })
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		p.check(t.Context(), make(chan string, 1))
-		if p.radioUp(t) || p.lost == "" {
+		p.inspect()
+		if p.radioIsUp(t) || p.lost == "" {
 			t.Errorf("%s: the radio is up", name)
 		}
 		wrong := 0
@@ -97,7 +97,7 @@ func TestBlackHasRoutesToItsGatewaysAlone(t *testing.T) {
 		p.policy = &manifest.Policy{Role: role, Gateways: []manifest.Gateway{{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:113::1")}}}}
 		r := radio{name: "wwan0", v4: netip.MustParsePrefix("198.51.100.9/24"), v6: netip.MustParsePrefix("2001:db8:51::9/64"),
 			via4: netip.MustParseAddr("198.51.100.1"), via6: netip.MustParseAddr("2001:db8:51::1"), viaMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
-		if err := p.blackDo(func() error { return raise(r, p.remotes()) }); err != nil {
+		if err := p.blackDo(func() error { return raiseFixed(r, p.remotes()) }); err != nil {
 			t.Fatal(err)
 		}
 		for to, reached := range map[string]bool{"203.0.113.1": true, "2001:db8:113::1": true, "203.0.113.2": want, "8.8.8.8": want, "2001:db8:113::2": want, "198.51.100.2": want} {

@@ -45,7 +45,7 @@ var quiet = map[string]string{
 // makeColours makes the cgroups, moves init into its own, and makes the namespaces. Init's own namespace stays as a dead end
 // for devices that appear while running.
 func (p *phone) makeColours(context.Context) (string, error) {
-	for _, name := range []string{"init", "egressd", "keyd", "linkd", "tunneld", "voiced", "gatewayd", "shell", "apps"} {
+	for _, name := range []string{"init", "egressd", "watchd", "keyd", "linkd", "tunneld", "voiced", "gatewayd", "shell", "apps"} {
 		dir := filepath.Join(cgroupDir, name)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return "", err
@@ -119,24 +119,27 @@ func (p *phone) installGuard(context.Context) (string, error) {
 	p.report.Guard = report.GuardInForce + " (" + string(g.Form()) + ")"
 	p.journal.Event(eventGuard, string(g.Form()), journal.Success)
 	if g.Form() == guard.Calls {
-		return "packet sockets, bpf and io_uring are death to all but init and egressd; new devices carry no one's packets", nil
+		return "packet sockets, bpf and io_uring are death to all but init, egressd and watchd; new devices carry no one's packets", nil
 	}
-	return "only init and egressd may change links, open packet sockets or call bpf", nil
+	return "only init, egressd and watchd may change links, open packet sockets or call bpf", nil
 }
 
-// admit names devices of the calling thread's namespace to the guard as ways out.
+// admit names devices of the calling thread's namespace to the guard as ways out. The watcher is told before they are.
 func (p *phone) admit(devices ...string) error {
 	if p.guard == nil {
 		return nil
 	}
-	for _, name := range devices {
-		i, err := link.Index(name)
-		if err != nil {
-			return err
+	for _, do := range []func(int) error{p.guard.Expect, p.guard.Admit} {
+		for _, name := range devices {
+			i, err := link.Index(name)
+			if err != nil {
+				return err
+			}
+			if err := do(i); err != nil {
+				return err
+			}
 		}
-		if err := p.guard.Admit(i); err != nil {
-			return err
-		}
+		p.tell()
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ const (
 	eventWish    journal.ID = "tunnel.address"  // subject: address
 	eventLease   journal.ID = "link.address"    // subject: device
 	eventEnd     journal.ID = "phone.end"       // subject: how
+	eventWatch   journal.ID = "watch.state"     // subject: watchd
 	eventGuard   journal.ID = "guard.install"
 	eventLayer   journal.ID = "backstop.layer" // subject: layer
 	eventLimit   journal.ID = "process.limit"  // subject: limit

@@ -27,6 +27,7 @@ func (p *phone) flow() []step {
 		{"gate", p.raiseGate},         // egressd measured and started; deny-all attached, pinned; read back here
 		{"policy", p.readPolicy},      // signature, floor; measured; egressd learns its classes only when every daemon runs
 		{"measure", p.measureRest},    // every later program, before any of them runs
+		{"watcher", p.startWatcher},   // watchd, who enforces nothing, reads all back; without it no radio comes up
 		{"keystore", p.handOver},      // keyd gets the TPM, init keeps nothing
 		{"radios", p.raiseRadios},     // addresses and up, behind the closed gate
 		{"tunnel", p.startTunnel},     // wg0 in red, its descriptor to tunneld

@@ -13,12 +13,8 @@ import (
 // watchDevices reports every device that appears or changes in init's own namespace, where the kernel puts new hardware, and
 // in black.
 func (p *phone) watchDevices(ctx context.Context) (<-chan link.Change, error) {
-	self, err := link.Self()
-	if err != nil {
-		return nil, err
-	}
 	out := make(chan link.Change, 64)
-	for place, ns := range map[string]*link.NS{"init": self, "black": p.black} {
+	for place, ns := range map[string]*link.NS{"init": p.own, "black": p.black} {
 		if err := link.Watch(ctx, place, ns, out); err != nil {
 			return nil, err
 		}

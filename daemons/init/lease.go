@@ -87,6 +87,20 @@ func (p *phone) raiseDynamic(r radio, index int) error {
 	return nil
 }
 
+// raiseAgain brings a radio up that was taken down: IPv6 addresses and all routes went with that.
+func (p *phone) raiseAgain(r radio, d *dynamic) error {
+	err := errors.Join(link.SetUp(r.name), link.AddAddr(r.name, netip.PrefixFrom(d.local6, 128)))
+	if err != nil {
+		return err
+	}
+	for _, l := range d.leases {
+		if err := p.route(r.name, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // within runs fn with init in a daemon's cgroup.
 func (p *phone) within(daemon string, fn func() error) error {
 	enter := func(group string) error {
@@ -148,13 +162,16 @@ func (p *phone) tellLinks(ctx context.Context) error {
 	return nil
 }
 
+// tellLink tells egressd, and the watcher before and after it.
 func (p *phone) tellLink(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	p.tell()
 	if _, err := p.gate.Link(ctx, p.dynamic[name].index, p.facts(name)); err != nil {
 		return fmt.Errorf("cannot tell the gate of %s's link: %w", name, err)
 	}
-	return p.backstop.SetLink(name, p.facts(name), uidLinkd)
+	p.told[name] = p.facts(name)
+	return p.behindTheGate(func() error { return p.backstop.SetLink(name, p.facts(name), uidLinkd) })
 }
 
 // grantLease sets or takes back the address that linkd wished for.
@@ -333,11 +350,11 @@ func (p *phone) linkdArgs() (args []string) {
 	return args
 }
 
-func (p *phone) linkdFiles() (files []sandbox.Handed) {
+func (p *phone) linkdFiles() (files []sandbox.Handed, err error) {
 	for _, name := range p.dynamicNames() {
 		files = append(files, p.dynamic[name].sockets...)
 	}
-	return files
+	return files, nil
 }
 
 func (p *phone) dynamicNames() []string {

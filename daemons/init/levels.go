@@ -57,12 +57,15 @@ func (p *phone) makeLevels(ctx context.Context) error {
 	return p.setLevels(ctx, table.Closed())
 }
 
-// setLevels has egressd put a level table in force and notes it as the one that must be.
+// setLevels has egressd put a level table in force and notes it as the one that must be. The watcher looks away meanwhile.
 func (p *phone) setLevels(ctx context.Context, table egress.LevelTable) error {
+	p.levelsUnknown = true
+	p.tell()
 	if _, err := p.gate.Levels(ctx, table); err != nil {
 		return err
 	}
-	p.levelsNow = table
+	p.levelsUnknown, p.levelsNow = false, table
+	p.tell()
 	return nil
 }
 

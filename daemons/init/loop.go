@@ -12,10 +12,8 @@ import (
 	"rempart/internal/run"
 	"rempart/vpn/egress"
 	"rempart/vpn/enforce"
+	"rempart/vpn/watch"
 )
-
-// rereadEvery is how often the gate is compared with what it should be, beside every change.
-const rereadEvery = 5 * time.Second
 
 // askTimeout bounds one question to egressd; after it egressd counts as dead and the floor takes over.
 const askTimeout = time.Second
@@ -34,8 +32,11 @@ func (p *phone) loop(ctx context.Context) error {
 		return err
 	}
 	again := make(chan string, 16)
-	tick := time.NewTicker(rereadEvery)
-	defer tick.Stop()
+	if p.watcher != nil {
+		p.watcher.heard = time.Now() // nobody has listened during the boot
+	}
+	beat, last := time.NewTicker(watch.Beat), time.Now()
+	defer beat.Stop()
 	if p.sup.allUp() {
 		p.release(ctx, again)
 	}
@@ -51,19 +52,31 @@ func (p *phone) loop(ctx context.Context) error {
 			p.restart(ctx, name, again)
 		case w := <-wishes:
 			w.reply <- p.grant(ctx, w)
-			p.check(ctx, again)
 		case d := <-devices:
 			p.deviceChanged(d)
-		case <-tick.C:
+		case h := <-p.reports:
+			if !p.hear(h, again) {
+				continue // nothing to publish
+			}
+		case <-beat.C:
 			p.expireLeases(ctx)
-			p.check(ctx, again)
+			since := time.Since(last) // not by the tick's own time: it may have waited for a long act
+			if last = time.Now(); !p.beat(since) {
+				continue
+			}
 		}
 		p.publish()
 	}
 }
 
-// died closes the phone first and thinks second.
+// died closes the phone first and thinks second. Without the watcher the radios go down before anything else.
 func (p *phone) died(d death, again chan string) error {
+	if d.name == "watchd" {
+		p.closeWatcher()
+		if err := p.lowerRadios(); err != nil {
+			p.journal.Event(eventClose, "radios", journal.Failure, "reason", err.Error())
+		}
+	}
 	p.close(d.name + " died: " + exitText(d.status))
 	p.journal.Event(eventDeath, d.name, journal.Failure, "exit", exitText(d.status))
 	if d.name == "keyd" {
@@ -125,9 +138,11 @@ func (p *phone) close(reason string) {
 		defer cancel()
 		_, err := p.gate.Table(ctx, egress.DenyAll())
 		if err == nil {
+			p.opened = false
 			err = p.setLevels(ctx, p.levels.Closed())
 		}
 		if err == nil {
+			p.tell()
 			return
 		}
 		p.journal.Event(eventClose, "egressd", journal.Failure, "reason", err.Error())
@@ -168,14 +183,20 @@ func (p *phone) lose(why string) {
 		return // said before
 	}
 	p.lost = why
+	p.tell()
 	p.journal.Event(eventEnd, "radios are down until a restart", journal.Failure, "reason", why)
 }
 
-// release lets tunneld ask for its gateway again, once every daemon runs and the closed gate was read back.
+// release lets tunneld ask for its gateway again, once every daemon runs, the watcher has read all back, and so has init. It
+// raises the radios that are down.
 func (p *phone) release(ctx context.Context, again chan string) {
 	if p.lost != "" {
 		p.report.Reason = p.lost
 		return
+	}
+	if !p.watched() {
+		p.report.Reason = "waiting for the watcher"
+		return // it says when it has read all back
 	}
 	err := func() error {
 		if p.severed {
@@ -186,21 +207,29 @@ func (p *phone) release(ctx context.Context, again chan string) {
 		} else if err := errors.Join(p.readBack(egress.DenyAll()), p.readLevels()); err != nil {
 			return err
 		}
-		ask, cancel := context.WithTimeout(ctx, askTimeout)
+		asking, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
-		if err := p.setLevels(ask, p.levels); err != nil {
+		if err := p.setLevels(asking, p.levels); err != nil {
 			return err
 		}
 		if err := p.readLevels(); err != nil {
 			return err
 		}
 		// Behind the gate first: it still denies all, and what it will admit must be let through by all.
-		if err := errors.Join(p.backstop.Release(p.table, uidTunneld), p.readBackstop()); err != nil {
+		release := func() error { return p.backstop.Release(p.table, uidTunneld) }
+		if err := errors.Join(p.behindTheGate(release), p.readBackstop()); err != nil {
 			return err
 		}
-		ask, cancel = context.WithTimeout(ctx, askTimeout)
+		asking, cancel = context.WithTimeout(ctx, askTimeout)
 		defer cancel()
-		_, err := p.gate.Table(ask, p.table)
+		if err := p.raiseLowered(); err != nil {
+			return err
+		}
+		p.report.Closed, p.opened = false, true
+		if err := p.order(); err != nil {
+			return err
+		}
+		_, err := p.gate.Table(asking, p.table)
 		return err
 	}()
 	if err != nil {
@@ -208,73 +237,8 @@ func (p *phone) release(ctx context.Context, again chan string) {
 		p.later(releasePause, "", again)
 		return
 	}
-	p.report.Closed, p.report.Reason = false, ""
+	p.report.Reason = ""
 	p.journal.Event(eventOpen, "all daemons run", journal.Success)
-}
-
-// check reads back the gate against what egressd says is admitted, which must be a row of the signed table. On a difference
-// the radios go down first. An egressd that does not answer is no difference: it is dead, and its death is about to be read,
-// or it hangs, and close ends it.
-func (p *phone) check(ctx context.Context, again chan string) {
-	if p.severed {
-		p.holdFloor()
-		return
-	}
-	ask, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	err, silent := agreed(func() (egress.Status, error) { return p.gate.Status(ask) }, func(s egress.Status) error { return p.readBack(p.admitted(s)) })
-	if silent != nil {
-		if ctx.Err() == nil {
-			p.close("egressd does not answer: " + silent.Error())
-			p.later(releasePause, "", again)
-		}
-		return
-	}
-	if err == nil {
-		err = p.readLevels()
-	}
-	if err == nil && p.guard != nil {
-		if err = p.guard.ReadBack(); err != nil {
-			p.report.Guard = err.Error()
-		}
-	}
-	if err == nil || ctx.Err() != nil {
-		return
-	}
-	why := "the gate, level hooks or guard are not what they should be: " + err.Error()
-	p.lose(why)
-	p.close(why)
-}
-
-// rereadTries bounds how often a policy that changes while it is read is read again. One that never holds still for as long
-// as a reading takes cannot be vouched for.
-const rereadTries = 20
-
-// agreed reads what is in force and compares it with what egressd says. A swap between the answer and the reading is not a
-// difference: then egressd's count of changes has moved on, and all is done again. silent is an egressd that does not answer.
-func agreed(status func() (egress.Status, error), read func(egress.Status) error) (difference, silent error) {
-	s, err := status()
-	for range rereadTries {
-		if err != nil {
-			return nil, err
-		}
-		if difference = read(s); difference == nil {
-			return nil, nil
-		}
-		was := s.Changes
-		if s, err = status(); err == nil && s.Changes == was {
-			return difference, nil
-		}
-	}
-	return difference, nil
-}
-
-// admitted is what must be in force while egressd says s: nothing while the phone is closed.
-func (p *phone) admitted(s egress.Status) egress.Policy {
-	if p.report.Closed || s.Admitted == "" {
-		return egress.DenyAll()
-	}
-	return p.table.For(s.Admitted)
 }
 
 // shutdown ends the phone in order: closed, daemons down (keyd last but one, so that the TPM is shut down cleanly), links down.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"net"
 	"path/filepath"
 	"testing"
@@ -48,6 +47,17 @@ func willing(t *testing.T) *ask.Client {
 	return c
 }
 
+// selfNS is the namespace of the test.
+func selfNS(t *testing.T) *link.NS {
+	t.Helper()
+	ns, err := link.Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return ns
+}
+
 // withRadio is a phone with one radio in black, up.
 func withRadio(t *testing.T) *phone {
 	t.Helper()
@@ -86,7 +96,7 @@ func (p *phone) behind(t *testing.T) {
 	}
 }
 
-func (p *phone) radioUp(t *testing.T) (up bool) {
+func (p *phone) radioIsUp(t *testing.T) (up bool) {
 	t.Helper()
 	err := p.blackDo(func() error {
 		devices, err := link.List()
@@ -105,7 +115,7 @@ func (p *phone) radioUp(t *testing.T) (up bool) {
 func TestSeveredWithoutAFloorTakesTheRadiosDown(t *testing.T) {
 	proof.SFR(t, "FPT_FLS.1", "")
 	for name, act := range map[string]func(*phone){
-		"at the next look":  func(p *phone) { p.check(t.Context(), make(chan string, 1)) },
+		"at the next look":  func(p *phone) { p.inspect() },
 		"at the next close": func(p *phone) { p.close("another death") },
 	} {
 		p := withRadio(t)
@@ -117,7 +127,7 @@ func TestSeveredWithoutAFloorTakesTheRadiosDown(t *testing.T) {
 		}
 		p.severed = true
 		act(p)
-		if !p.radioUp(t) || p.lost != "" {
+		if !p.radioIsUp(t) || p.lost != "" {
 			t.Fatalf("%s: with a floor the radio went down: %s", name, p.lost)
 		}
 		// The device is made again, without a floor.
@@ -142,7 +152,7 @@ func TestSeveredWithoutAFloorTakesTheRadiosDown(t *testing.T) {
 		if d := p.report.Devices[0]; d.Floor || d.InForce {
 			t.Errorf("%s: the report says %+v", name, d)
 		}
-		if p.radioUp(t) || p.lost == "" {
+		if p.radioIsUp(t) || p.lost == "" {
 			t.Errorf("%s: the radio is up with neither gate nor floor", name)
 		}
 	}
@@ -157,6 +167,11 @@ func TestALostPhoneIsNotReleased(t *testing.T) {
 		return enforce.LevelReport{}, nil
 	}
 	p.release(t.Context(), make(chan string, 1))
+	if !p.report.Closed || p.report.Reason != "waiting for the watcher" {
+		t.Fatalf("a phone without a watcher: closed %v: %s", p.report.Closed, p.report.Reason)
+	}
+	p.withWatcher(t).good = true
+	p.release(t.Context(), make(chan string, 1))
 	if p.report.Closed {
 		t.Fatalf("the twin: a sound phone was not released: %s", p.report.Reason)
 	}
@@ -165,43 +180,5 @@ func TestALostPhoneIsNotReleased(t *testing.T) {
 	p.release(t.Context(), make(chan string, 1))
 	if !p.report.Closed || p.report.Reason != "the guard is gone" {
 		t.Errorf("closed %v: %q", p.report.Closed, p.report.Reason)
-	}
-}
-
-// A policy that is swapped while it is read is read again; one that differs and holds still is a difference at once.
-func TestAgreedTellsASwapFromADifference(t *testing.T) {
-	proof.SFR(t, "FPT_FLS.1", "the case \"differs\"")
-	differs := errors.New("differs")
-	for name, c := range map[string]struct {
-		swaps        int // how many of the readings a swap runs into
-		bad          bool
-		dies         bool
-		wantReadings int
-		wantErr      error
-		wantSilent   bool
-	}{
-		"as it should be":       {wantReadings: 1},
-		"swapped while read":    {swaps: 3, wantReadings: 4},
-		"differs":               {bad: true, wantReadings: 1, wantErr: differs},
-		"swapped, then differs": {swaps: 2, bad: true, wantReadings: 3, wantErr: differs},
-		"never holds still":     {swaps: 1000, wantReadings: rereadTries, wantErr: differs},
-		"dies while read":       {swaps: 1, dies: true, wantReadings: 1, wantSilent: true},
-	} {
-		readings := 0
-		status := func() (egress.Status, error) {
-			if c.dies && readings > 0 {
-				return egress.Status{}, errors.New("no answer")
-			}
-			return egress.Status{Changes: uint64(min(readings, c.swaps))}, nil
-		}
-		err, silent := agreed(status, func(egress.Status) error {
-			if readings++; readings <= c.swaps || c.bad {
-				return differs
-			}
-			return nil
-		})
-		if readings != c.wantReadings || !errors.Is(err, c.wantErr) || (silent != nil) != c.wantSilent {
-			t.Errorf("%s: %d readings, %v, silent %v", name, readings, err, silent)
-		}
 	}
 }

@@ -45,8 +45,8 @@ type phone struct {
 	report  record
 	radios  []radio
 
+	own              *link.NS // where init lives and devices are born
 	red, black, void *link.NS
-	own              *link.NS // where devices are born
 	cgroups          map[string]*os.File
 	listeners        map[string]*net.UnixListener
 	guard            *guard.Guard
@@ -58,25 +58,32 @@ type phone struct {
 	eventFile *os.File
 	measured  map[string][32]byte
 
-	policy  *manifest.Policy
-	table   egress.Policy
-	gate    *ask.Client
-	severed bool   // the gate links are off and the floor alone holds
-	lost    string // why the radios are down until a restart: nothing releases the phone any more
-	tun     *os.File
-	inner   []netip.Prefix // granted to wg0 in this boot
+	policy   *manifest.Policy
+	table    egress.Policy
+	gate     *ask.Client
+	opened   bool   // egressd has the table, or may have: the gate may admit one of its rows
+	severing bool   // the gate links are being taken off
+	severed  bool   // the gate links are off and the floor alone holds
+	lost     string // why the radios are down until a restart: nothing releases the phone any more
+	tun      *os.File
+	inner    []netip.Prefix // granted to wg0 in this boot
 
-	dynamic     map[string]*dynamic // radios that lease their addresses, by name
-	linkdCgroup uint64
-	levels      egress.LevelTable // the policy's
-	levelsNow   egress.LevelTable // the one that egressd has put in force last
-	readHooks   func(cgroup string, want egress.LevelTable, others ...uint32) (enforce.LevelReport, error)
+	dynamic       map[string]*dynamic // radios that lease their addresses, by name
+	linkdCgroup   uint64
+	levels        egress.LevelTable // the policy's
+	levelsUnknown bool              // egressd is new, or was not done with the last one
+	levelsNow     egress.LevelTable // the one that egressd has put in force last
+	readHooks     func(cgroup string, want egress.LevelTable, others ...uint32) (enforce.LevelReport, error)
+	told          map[string]egress.LinkFacts // what egressd was last told of a radio's link
 
-	sup *supervisor
+	sup      *supervisor
+	changing bool     // what stands behind the gate
+	watcher  *watcher // nil: no watchd runs
+	reports  chan heard
 }
 
 func newPhone(started int64, j *journal.Journal, tpm *os.File, radios []radio) *phone {
-	p := &phone{journal: j, tpm: tpm, radios: radios, cgroups: map[string]*os.File{}, listeners: map[string]*net.UnixListener{}, measured: map[string][32]byte{}, dynamic: map[string]*dynamic{}}
+	p := &phone{journal: j, tpm: tpm, radios: radios, cgroups: map[string]*os.File{}, listeners: map[string]*net.UnixListener{}, measured: map[string][32]byte{}, dynamic: map[string]*dynamic{}, told: map[string]egress.LinkFacts{}, reports: make(chan heard, 64)}
 	p.report.StartedNS = started
 	p.report.Closed, p.report.Reason = true, "booting"
 	p.sup, p.readHooks = newSupervisor(p), enforce.ReadBackLevels

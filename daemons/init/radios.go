@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -101,8 +102,11 @@ func (p *phone) attachGate(ctx context.Context) error {
 		if _, err := c.Attach(ctx, d.Index); err != nil {
 			return fmt.Errorf("cannot put the gate on %s: %w", d.Name, err)
 		}
+		delete(p.told, d.Name) // a new gate knows nothing of its link
 	}
 	p.severed = false
+	p.levelsUnknown = true
+	p.tell()
 	// A new egressd has emptied the table: without rows no daemon could make a socket.
 	if err := p.setLevels(ctx, p.levels.Closed()); err != nil {
 		return err
@@ -148,22 +152,21 @@ func (p *phone) raiseRadios(ctx context.Context) (string, error) {
 	if err := p.readBack(egress.DenyAll()); err != nil {
 		return "", err
 	}
-	var said []string
-	for i, r := range p.radios {
-		if r.dhcp {
-			if err := p.blackDo(func() error { return errors.Join(p.admit(r.name), p.raiseDynamic(r, p.report.Devices[i].Index)) }); err != nil {
-				return "", err
-			}
-			p.report.Devices[i].Up = true
-			said = append(said, r.name+" up, address to be leased")
-			continue
-		}
-		if err := p.blackDo(func() error { return errors.Join(p.admit(r.name), raise(r, p.remotes())) }); err != nil {
+	for _, d := range p.report.Devices {
+		if err := p.blackDo(func() error { return p.admit(d.Name) }); err != nil {
 			return "", err
 		}
-		p.report.Devices[i].Up = true
-		p.report.Devices[i].Addresses = []string{r.v4.String(), r.v6.String()}
-		said = append(said, fmt.Sprintf("%s up as %s, %s", r.name, r.v4.Addr(), r.v6.Addr()))
+	}
+	if err := p.raiseLowered(); err != nil {
+		return "", err
+	}
+	var said []string
+	for _, d := range p.report.Devices {
+		if len(d.Addresses) == 0 {
+			said = append(said, d.Name+" up, address to be leased")
+			continue
+		}
+		said = append(said, d.Name+" up as "+strings.Join(d.Addresses, ", "))
 	}
 	if err := p.listen("init"); err != nil {
 		return "", err
@@ -188,11 +191,51 @@ func (p *phone) remotes() []netip.Prefix {
 	return all
 }
 
-// raise configures one radio in the calling thread's namespace. The address has no on-link prefix, and there is no default
-// route: each remote is reached by the one next hop, whose link address is given, as on a point-to-point modem link.
-func raise(r radio, remotes []netip.Prefix) error {
+// raiseLowered brings up every radio that is down.
+func (p *phone) raiseLowered() error {
+	for i := range p.report.Devices {
+		d := &p.report.Devices[i]
+		r, ok := p.known(d.Name)
+		if d.Up || !ok {
+			continue
+		}
+		if err := p.blackDo(func() error { return p.raise(r, d.Index) }); err != nil {
+			return err
+		}
+		if d.Up = true; !r.dhcp {
+			d.Addresses = []string{r.v4.String(), r.v6.String()}
+		}
+	}
+	return nil
+}
+
+// raise gives a radio its addresses and brings it up.
+func (p *phone) raise(r radio, index int) error {
+	if !r.dhcp {
+		return raiseFixed(r, p.remotes())
+	}
+	if d, ok := p.dynamic[r.name]; ok {
+		return p.raiseAgain(r, d)
+	}
+	return p.raiseDynamic(r, index)
+}
+
+// known returns the radio of that name on the command line.
+func (p *phone) known(name string) (radio, bool) {
+	for _, r := range p.radios {
+		if r.name == name {
+			return r, true
+		}
+	}
+	return radio{}, false
+}
+
+// raiseFixed configures one radio in the calling thread's namespace. The address has no on-link prefix, and there is no default
+// route: each remote is reached by the one next hop, whose link address is given, as on a point-to-point modem link. A radio
+// that was taken down has kept some of it.
+func raiseFixed(r radio, remotes []netip.Prefix) error {
 	for _, a := range []netip.Addr{r.v4.Addr(), r.v6.Addr()} {
-		if err := link.AddAddr(r.name, netip.PrefixFrom(a, a.BitLen())); err != nil {
+		if err := link.AddAddr(r.name, netip.PrefixFrom(a, a.BitLen())); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}
@@ -234,10 +277,13 @@ func (p *phone) lowerRadios() error {
 
 // sever takes the gate off every radio so that the floor alone holds. It needs no egressd.
 func (p *phone) sever() error {
+	p.severing = true
+	p.tell()
 	var all error
 	for _, d := range p.report.Devices {
 		all = errors.Join(all, p.blackDo(func() error { return enforce.Sever(d.Index) }))
 	}
-	p.severed = true
+	p.severing, p.severed, p.opened = false, true, false
+	p.tell()
 	return all
 }

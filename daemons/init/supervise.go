@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -24,6 +25,7 @@ const (
 	uidTunneld  = 903
 	uidVoiced   = 904
 	uidGatewayd = 905
+	uidWatchd   = 906
 	uidLinkd    = 907
 	uidShell    = 1000
 )
@@ -37,13 +39,15 @@ const (
 
 // daemon is one row of the table of processes: one row, one privilege set.
 type daemon struct {
-	name  string
-	uid   uint32
-	ns    func() *link.NS
-	caps  []int
-	files func() []sandbox.Handed // beside its listening socket
-	args  func() []string
-	state // of the running process
+	name    string
+	uid     uint32
+	ns      func() *link.NS
+	caps    []int
+	trusted bool                             // a supervisor to the guard
+	files   func() ([]sandbox.Handed, error) // beside its listening socket, if it has one; nil for none
+	args    func() []string
+	greet   func() error // once it runs and is trusted; nil for nothing
+	state                // of the running process
 }
 
 type state struct {
@@ -73,14 +77,18 @@ func newSupervisor(p *phone) *supervisor {
 	black := func() *link.NS { return p.black }
 	red := func() *link.NS { return p.red }
 	void := func() *link.NS { return p.void }
-	none := func() []sandbox.Handed { return nil }
+	one := func(name string, f **os.File) func() ([]sandbox.Handed, error) {
+		return func() ([]sandbox.Handed, error) { return []sandbox.Handed{{Name: name, File: *f}}, nil }
+	}
 	return &supervisor{phone: p, deaths: make(chan death, 64), table: []*daemon{
-		{name: "egressd", uid: uidEgressd, ns: black, caps: []int{unix.CAP_NET_ADMIN, unix.CAP_BPF}, files: none},
-		{name: "keyd", uid: uidKeyd, ns: void, files: func() []sandbox.Handed { return []sandbox.Handed{{Name: "tpm", File: p.tpm}} }},
+		{name: "egressd", uid: uidEgressd, ns: black, caps: []int{unix.CAP_NET_ADMIN, unix.CAP_BPF}, trusted: true},
+		{name: "watchd", uid: uidWatchd, ns: black, caps: []int{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_BPF}, trusted: true,
+			files: p.openWatcher, greet: p.greetWatcher},
+		{name: "keyd", uid: uidKeyd, ns: void, files: one("tpm", &p.tpm)},
 		{name: "linkd", uid: uidLinkd, ns: black, files: p.linkdFiles, args: p.linkdArgs},
-		{name: "tunneld", uid: uidTunneld, ns: black, files: func() []sandbox.Handed { return []sandbox.Handed{{Name: "tun", File: p.tun}} }},
-		{name: "voiced", uid: uidVoiced, ns: red, files: none},
-		{name: "gatewayd", uid: uidGatewayd, ns: red, files: none},
+		{name: "tunneld", uid: uidTunneld, ns: black, files: one("tun", &p.tun)},
+		{name: "voiced", uid: uidVoiced, ns: red},
+		{name: "gatewayd", uid: uidGatewayd, ns: red},
 	}}
 }
 
@@ -93,7 +101,7 @@ func (s *supervisor) daemon(name string) *daemon {
 	return nil
 }
 
-// start measures again what was measured, then starts the daemon. Its listening socket must exist.
+// start measures again what was measured, then starts the daemon.
 func (s *supervisor) start(name string) error {
 	p, d := s.phone, s.daemon(name)
 	if d == nil {
@@ -102,15 +110,24 @@ func (s *supervisor) start(name string) error {
 	if err := p.unchanged(name); err != nil {
 		return err
 	}
-	files := d.files()
-	// One that asks and is not asked has no socket to listen on.
-	if listener, ok := p.listeners[name]; ok {
-		ln, err := listener.File()
+	if err := thaw(p.cgroups[name]); err != nil {
+		return err
+	}
+	var files []sandbox.Handed
+	if l := p.listeners[name]; l != nil {
+		ln, err := l.File()
 		if err != nil {
 			return err
 		}
 		defer ln.Close()
-		files = append([]sandbox.Handed{{Name: name, File: ln}}, files...)
+		files = append(files, sandbox.Handed{Name: name, File: ln})
+	}
+	if d.files != nil {
+		more, err := d.files()
+		if err != nil {
+			return err
+		}
+		files = append(files, more...)
 	}
 	var args []string
 	if d.args != nil {
@@ -144,7 +161,7 @@ func (s *supervisor) start(name string) error {
 		d.restarts++
 	}
 	d.pid, d.started, d.since = proc.Pid, true, mono()
-	if name == "egressd" {
+	if d.trusted {
 		err = p.trust(proc.Pid)
 	}
 	s.mu.Unlock()
@@ -152,7 +169,18 @@ func (s *supervisor) start(name string) error {
 	err = errors.Join(err, proc.Release())
 	go p.console.collect(name, r)
 	p.journal.Event(eventStart, name, journal.Success, "pid", fmt.Sprint(d.pid), "restarts", fmt.Sprint(d.restarts))
+	if err == nil && d.greet != nil {
+		err = d.greet()
+	}
 	return err
+}
+
+// thaw lets the processes of a daemon's cgroup run: one that is born frozen would hold up its supervisor.
+func thaw(cgroup *os.File) error {
+	if err := os.WriteFile(filepath.Join(cgroup.Name(), "cgroup.freeze"), []byte("0"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot thaw: %w", err)
+	}
+	return nil
 }
 
 // reap collects ended processes for ever: children of this table become events, orphans that the kernel gave us vanish.

@@ -241,7 +241,7 @@ func (s Status) show(w io.Writer, e env) {
 			line("", "%s was passed over: %s", f.File, f.Reason)
 		}
 	}
-	for _, who := range []string{"init", "egressd", "keyd", "tunneld", "voiced", "gatewayd"} {
+	for _, who := range []string{"init", "egressd", "watchd", "keyd", "tunneld", "voiced", "gatewayd"} {
 		if err := s.Errors[who]; err != "" {
 			line(who, "%s", err)
 		}

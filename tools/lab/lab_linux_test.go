@@ -42,7 +42,7 @@ func binaries(t *testing.T) string {
 		}
 	}
 	var daemons []string
-	for _, d := range []string{"init", "egressd", "keyd", "tunneld", "voiced", "gatewayd", "rempart"} {
+	for _, d := range []string{"init", "egressd", "watchd", "keyd", "tunneld", "voiced", "gatewayd", "rempart"} {
 		daemons = append(daemons, "../../daemons/"+d)
 	}
 	build(dir+"/", daemons...)

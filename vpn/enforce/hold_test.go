@@ -53,7 +53,7 @@ func moveSends(t *testing.T, held bool) {
 	w.in(to, func() error { return link.SetDown("bl0") })
 	w.in(to, func() error { return AttachFloor(index) })
 	w.in(to, func() error {
-		r, err := ReadBack(index, egress.DenyAll())
+		r, err := ReadBack(index, egress.DenyAll(), egress.LinkFacts{})
 		if err == nil && r.Bare() == nil {
 			t.Error("a hold counts as nothing")
 		}
@@ -68,7 +68,7 @@ func moveSends(t *testing.T, held bool) {
 		return hold.Close()
 	})
 	w.in(to, func() error {
-		r, err := ReadBack(index, egress.DenyAll())
+		r, err := ReadBack(index, egress.DenyAll(), egress.LinkFacts{})
 		if err != nil {
 			return err
 		}
@@ -82,7 +82,7 @@ func TestBareIsTheFloorAlone(t *testing.T) {
 	w.gate(w.tunnel())
 	bare := func() (err error) {
 		w.in(w.black, func() error {
-			r, rerr := ReadBack(w.ifindex, egress.DenyAll())
+			r, rerr := ReadBack(w.ifindex, egress.DenyAll(), egress.LinkFacts{})
 			err = r.Bare()
 			return rerr
 		})

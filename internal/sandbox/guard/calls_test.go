@@ -286,6 +286,11 @@ func TestCallsReadBackNotices(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if ids, perr := w.guard.Programs(); perr != nil {
+				t.Error(perr)
+			} else if got, perr := standing.Programs(); !strings.HasPrefix(name, "a detached") && (perr != nil || len(got) != len(ids)) {
+				t.Errorf("programs %v, want %v: %v", got, ids, perr)
+			}
 			err = handedOver(t, standing).ReadBack()
 			if sound := name == "a missing pin" || name == "a device taken away"; sound && err != nil || !sound && (err == nil || !strings.Contains(err.Error(), change.want)) {
 				t.Errorf("read back by ids: %v", err)

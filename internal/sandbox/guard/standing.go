@@ -67,6 +67,25 @@ func (g *Guard) Standing() (Standing, error) {
 // right when they come and go.
 func (s Standing) ReadBack() error { return notAsInstalled(s.differences("")) }
 
+// Programs are the ids of the programs that the guard has at the handset's cgroup.
+func (s Standing) Programs() ([]uint32, error) {
+	var ids []uint32
+	for _, h := range s.hooks {
+		l, err := link.NewFromID(link.ID(h.link))
+		if err != nil {
+			return nil, fmt.Errorf("cannot tell the guard's programs: link %d: %w", h.link, err)
+		}
+		info, err := l.Info()
+		if err := errors.Join(err, l.Close()); err != nil {
+			return nil, fmt.Errorf("cannot tell the guard's programs: link %d: %w", h.link, err)
+		}
+		if info.Cgroup() != nil {
+			ids = append(ids, uint32(info.Program))
+		}
+	}
+	return ids, nil
+}
+
 func (s Standing) differences(pinDir string) error {
 	maps := map[uint32]*ebpf.Map{}
 	for _, id := range []uint32{s.handset, s.seen, s.devices} {

@@ -60,7 +60,7 @@ func order(t *testing.T, console string, texts ...string) {
 // closed before the daemon starts again, and whole again soon.
 func killedDaemons(t *testing.T, w *world) {
 	proof.SFR(t, "FPT_FLS.1", "")
-	for _, name := range []string{"egressd", "tunneld", "voiced"} {
+	for _, name := range []string{"egressd", "watchd", "tunneld", "voiced"} {
 		before := len(w.console(t, "a"))
 		m := w.machine(t, "a")
 		at := kill9(t, inGroup(t, filepath.Join(m.Paths.Cgroup, name)))

@@ -141,7 +141,7 @@ func doctors(t *testing.T, w *world) {
 		t.Fatalf("cannot remove the floor: %s", s)
 	}
 	at := time.Now()
-	w.await(t, "a", "closed", 10*time.Second, func(s seen) bool { return s.Boot != nil && s.Boot.Closed && !s.Boot.Devices[0].Up })
+	w.await(t, "a", "closed", time.Second, func(s seen) bool { return s.Boot != nil && s.Boot.Closed && !s.Boot.Devices[0].Up })
 	t.Logf("closed, radio down, %s after the floor was removed", time.Since(at).Round(time.Millisecond))
 	s := w.phone(t, "a", "", "doctor")
 	found := strings.Join(wrong(s), "\n")

@@ -54,6 +54,7 @@ func TestPair(t *testing.T) {
 		scene{"up says why", upSaysWhy},
 		scene{"keystore lost", keystoreLost},
 		scene{"hung egressd", hungEgressd},
+		scene{"watcher", watcher},
 		scene{"doctor", doctors},
 		scene{"wrong PIN", wrongPIN},
 		scene{"cut around unlocks", cutAroundUnlocks},

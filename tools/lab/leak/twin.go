@@ -102,9 +102,9 @@ func (t *twin) strip(ctx context.Context, m netns.Machine) error {
 	return Strip(ctx, t.w, m, t.stripped)
 }
 
-// Strip freezes a running handset's supervisor, so that it repairs nothing, then takes layers away from outside.
+// Strip freezes a running handset's supervisors, so that they repair nothing and the watcher lowers no radio, then takes layers away from outside.
 func Strip(ctx context.Context, w *netns.World, m netns.Machine, layers []scenario.Layer) error {
-	for _, group := range []string{"init", "egressd"} {
+	for _, group := range []string{"watchd", "init", "egressd"} {
 		if err := os.WriteFile(filepath.Join(m.Paths.Cgroup, group, "cgroup.freeze"), []byte("1"), 0); err != nil {
 			return fmt.Errorf("cannot freeze %s of the twin: %w", group, err)
 		}

@@ -21,7 +21,7 @@ const listTries = 5
 // every table of every family and owner, its flags, chains, hooks, priorities, policies,
 // sets, elements and rules, byte for byte but for counters. owner is the port that must
 // own the tables; 0 means any. The tables of the older iptables, of which there should
-// be none, are looked for too. The error names each difference.
+// be none, are looked for too if the caller is root. The error names each difference.
 func ReadBack(owner uint32, want ...Table) error {
 	got, err := list(owner)
 	if err != nil {
@@ -266,6 +266,9 @@ func iptables() ([]string, error) {
 		b, err := os.ReadFile("/proc/thread-self/net/" + kind + "_tables_names")
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
+		}
+		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+			continue // root alone may look: init does, the watcher cannot
 		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot look for %stables: %w", kind, err)
