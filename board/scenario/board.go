@@ -154,8 +154,8 @@ func (s Site) check() error {
 	return nil
 }
 
-// target is the address that a row means, in one family.
-func (s Site) target(to Destination, f attack.Family) netip.Addr {
+// Target is the address that a row means, in one family.
+func (s Site) Target(to Destination, f attack.Family) netip.Addr {
 	pair := map[Destination][2]netip.Addr{
 		Host: {s.Host4, s.Host6}, Resolver: {s.Resolver4, s.Resolver6}, Gateway: {s.Gateway4, s.Gateway6}, Inner: {s.Inner4, s.Inner6},
 	}[to]

@@ -162,7 +162,7 @@ func stops(from Where, k attack.Kind) []Layer {
 
 // job is the sender's order for one family of the row.
 func (r Row) job(s Site, f attack.Family, m attack.Marker) attack.Job {
-	j := attack.Job{Kind: r.Kind, Family: f, Marker: m, Target: s.target(r.To, f), Port: r.Port, Device: s.Radio, NextHop: s.NextHop, Source: s.Source4}
+	j := attack.Job{Kind: r.Kind, Family: f, Marker: m, Target: s.Target(r.To, f), Port: r.Port, Device: s.Radio, NextHop: s.NextHop, Source: s.Source4}
 	if f == attack.IPv6 {
 		j.Source = s.Source6
 	}
@@ -176,7 +176,7 @@ func (r Row) job(s Site, f attack.Family, m attack.Marker) attack.Job {
 	case None:
 	case HotPlug:
 		// Broadcast: the new device's end is not where the radio's next hop is.
-		j.Device, j.For, j.NextHop, j.Target = hotplugDevice, hotplugSpan, nil, s.target(Host, f)
+		j.Device, j.For, j.NextHop, j.Target = hotplugDevice, hotplugSpan, nil, s.Target(Host, f)
 	default:
 		j.For = senderSpan
 	}

@@ -224,12 +224,13 @@ type Route struct {
 	Via    netip.Addr   // next hop; zero means that To is on the link itself
 	Source netip.Addr   // preferred source address; zero lets the kernel choose
 	MTU    int          // bytes; 0 means the device's
+	Metric int          // of several, the lowest is taken; 0 means the kernel's: 0 in IPv4, 1024 in IPv6
 }
 
-// AddRoute adds a route, replacing one to the same destination.
+// AddRoute adds a route, replacing one to the same destination with the same metric.
 func AddRoute(r Route) error {
 	return change(r.Device, "route through", func(l netlink.Link) error {
-		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r.To), MTU: r.MTU}
+		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r.To), MTU: r.MTU, Priority: r.Metric}
 		if r.Via.IsValid() {
 			route.Gw = r.Via.AsSlice()
 		} else if r.To.Addr().Is4() {

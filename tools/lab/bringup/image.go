@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -12,12 +13,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"rempart/board/netns"
 	"rempart/boot/manifest"
 	"rempart/boot/stage"
 	"rempart/internal/atomicfile"
@@ -28,6 +31,7 @@ import (
 type integrator struct {
 	state     string
 	bin       string
+	spare     bool
 	authority *authority.Authority
 }
 
@@ -46,7 +50,7 @@ func (in *integrator) tool(ctx context.Context, args ...string) ([]byte, error) 
 
 // openIntegrator makes the lab's keys the first time and reads them later.
 func openIntegrator(ctx context.Context, o Options) (*integrator, bool, error) {
-	in := &integrator{state: o.State, bin: o.Bin}
+	in := &integrator{state: o.State, bin: o.Bin, spare: o.Spare}
 	if err := os.MkdirAll(filepath.Join(o.State, "keys"), 0o700); err != nil {
 		return nil, false, fmt.Errorf("cannot keep the lab's keys: %w", err)
 	}
@@ -152,11 +156,29 @@ func (in *integrator) document(ctx context.Context, role string, tunnelKey []byt
 		// For measurements: who answers a handset must be an app too.
 		doc["apps"] = append(apps, map[string]any{"name": "measure", "reads": Level, "writes": Level})
 	}
+	if gateways, ok := doc["gateways"].([]any); ok && in.spare && role == stage.Handset {
+		doc["gateways"] = append(gateways, spare(gateways[0], tunnelKey))
+	}
 	text, err = json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("cannot edit the policy: %w", err)
 	}
 	return append(text, '\n'), nil
+}
+
+// spare is a gateway like the first, at an address where nobody is, with a key that nobody has.
+func spare(first any, tunnelKey []byte) any {
+	like, _ := first.(map[string]any) // as the tool writes it
+	g := maps.Clone(like)
+	radio := netns.RadioOf(SpareName, SpareNumber)
+	var inner []string
+	for _, a := range Inner(SpareNumber) {
+		inner = append(inner, a.String())
+	}
+	key := sha256.Sum256(tunnelKey)
+	g["name"], g["tunnel_key"] = SpareName, base64.StdEncoding.EncodeToString(key[:])
+	g["addresses"], g["inner"] = []string{radio.V4.Addr().String(), radio.V6.Addr().String()}, inner
+	return g
 }
 
 // folder is where the image of a role is.

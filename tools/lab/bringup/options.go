@@ -17,6 +17,7 @@ import (
 // The names and numbers of a lab.
 const (
 	GatewayName   = "gateway"
+	SpareName     = "spare"
 	Domain        = "handsets.example"
 	Level         = "restricted"
 	DefaultPIN    = "271828"
@@ -33,6 +34,7 @@ type Options struct {
 	Bin      string // folder of the daemons and of rempart-policy; "" means that of this program
 	Image    string // an image folder to boot handsets from as it is; "" means that one is made
 	PIN      string // of every machine; "" means DefaultPIN
+	Spare    bool   // the policy names a second gateway, which is not there: the next to try when the first is silent
 	Offload  bool   // leave segmentation offload of the radios on (board/netns.Spec)
 	DHCP     bool   // handsets lease their addresses (board/netns.Spec)
 	Timeout  time.Duration
@@ -110,6 +112,9 @@ func Inner(number int) []netip.Addr {
 	n := strconv.Itoa(number)
 	return []netip.Addr{netip.MustParseAddr("10.77.0." + n), netip.MustParseAddr("fd77::" + n)}
 }
+
+// SpareNumber is the last part of the addresses of the second gateway of [Options.Spare].
+const SpareNumber = 2
 
 // programs returns the files of /bin of a role.
 func programs(role string) ([]string, error) {

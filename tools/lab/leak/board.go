@@ -35,6 +35,7 @@ type board struct {
 	dir     string
 	self    string // this program
 	site    scenario.Site
+	file    string // of the capture; "" is a new one in dir
 	capture *netns.Capture
 }
 
@@ -126,9 +127,12 @@ type live struct {
 }
 
 func (b *board) Capture(ctx context.Context) (io.ReadCloser, error) {
-	path, err := b.captureFile()
-	if err != nil {
-		return nil, err
+	path := b.file
+	if path == "" {
+		var err error
+		if path, err = b.captureFile(); err != nil {
+			return nil, err
+		}
 	}
 	c, err := b.w.Capture(context.WithoutCancel(ctx), path)
 	if err != nil {

@@ -105,7 +105,7 @@ func siteOf(status *netns.Status, m netns.Machine) scenario.Site {
 	next, _ := net.ParseMAC(m.Radio.RouterMAC)
 	s := scenario.Site{
 		Radio: m.Radio.Device, Source4: m.Radio.V4.Addr(), Source6: m.Radio.V6.Addr(), NextHop: next, TunnelPort: TunnelPort,
-		Daemons: []string{"egressd", "watchd", "tunneld", "voiced", "keyd"}, Rules: Rules(status),
+		Daemons: daemonsOf(), Rules: Rules(status),
 	}
 	for _, a := range netns.InternetHosts() {
 		switch {

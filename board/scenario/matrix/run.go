@@ -1,0 +1,146 @@
+package matrix
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"rempart/board/scenario"
+)
+
+// Run runs the matrix.
+type Run struct {
+	// Board is the handset and Twin its throwaway twin, each in a world of its
+	// own. Required.
+	Board Board
+	Twin  Twin
+	// Rows to try, of [All]. Required.
+	Rows []Row
+	// Alone are the rows that each layer is tried against alone; nil for none.
+	Alone []Row
+	// Accepted are rows that are known to leak, by ID, with the reason.
+	Accepted map[string]string
+	// Seed and Pairwise are told in the report.
+	Seed     uint64
+	Pairwise bool
+	// Progress gets a line as each state ends; nil is silent.
+	Progress func(string)
+}
+
+// Matrix tries every row and its twin. The report is complete also when rows
+// fail, and says which; the error is for a matrix that could not be started.
+func (m *Run) Matrix(ctx context.Context) (*Report, error) {
+	began := time.Now()
+	site := m.Board.Site()
+	daemons := site.Daemons
+	all, excluded := All(daemons)
+	for _, r := range m.Rows {
+		if !slices.Contains(all, r) {
+			return nil, fmt.Errorf("cannot try row %s: it is none of the matrix", r.ID())
+		}
+	}
+	report := &Report{Seed: m.Seed, Pairwise: m.Pairwise, Of: len(all), Axes: Axes(daemons), Excluded: excluded, Alone: []Alone{}}
+	for _, r := range m.Rows {
+		report.Rows = append(report.Rows, Result{ID: r.ID(), Row: r, Layers: stops(m.Twin.Layers(), r)})
+	}
+	handset, err := open(ctx, m.Board)
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch the handset: %w", err)
+	}
+	twin, err := open(ctx, m.Twin)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot watch the twin: %w", err), handset.close())
+	}
+	// The twin is in a world of its own: it runs beside the handset.
+	twins := make(chan []error)
+	go func() {
+		errs := m.states(ctx, twin, report, func(r *Result) *Try { return &r.Twin }, "twin    ")
+		report.Alone = m.alone(ctx, twin, &errs)
+		twins <- errs
+	}()
+	errs := m.states(ctx, handset, report, func(r *Result) *Try { return &r.Here }, "handset ")
+	errs = append(errs, handset.end(ctx))
+	// What a crowd of the twin said is said by its rows.
+	twinErrs := <-twins
+	if err := twin.end(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("twin: %w", err))
+	}
+	for i := range report.Alone {
+		a := &report.Alone[i]
+		a.Holds = a.Try.Seen == 0
+	}
+	for of, l := range map[string]*lane{ofHandset: handset, ofTwin: twin} {
+		s := l.watcher.Summary()
+		report.Captures = append(report.Captures, Captured{Of: of, File: l.board.File(), Frames: s.Frames, Outside: s.Outside})
+	}
+	slices.SortFunc(report.Captures, func(a, b Captured) int { return cmp.Compare(a.Of, b.Of) })
+	report.finish(m.Accepted, errs...)
+	if !report.Passed {
+		for _, err := range twinErrs {
+			if err != nil {
+				report.Failures = append(report.Failures, "twin: "+err.Error())
+			}
+		}
+	}
+	report.Seconds = time.Since(began).Seconds()
+	return report, nil
+}
+
+// states leads a lane through the states of the report's rows.
+func (m *Run) states(ctx context.Context, l *lane, report *Report, half func(*Result) *Try, who string) []error {
+	var errs []error
+	for _, s := range States(m.Board.Site().Daemons) {
+		var part []attempt
+		for i := range report.Rows {
+			if report.Rows[i].State == s {
+				part = append(part, attempt{report.Rows[i].Row, half(&report.Rows[i])})
+			}
+		}
+		if len(part) == 0 {
+			continue
+		}
+		began := time.Now()
+		errs = append(errs, l.state(ctx, s, part, nil)...)
+		m.say(who+"%-16s %4d rows, %4d seen outside  (%.1f s)", s, len(part), leaked(part), time.Since(began).Seconds())
+	}
+	return errs
+}
+
+// alone tries each layer with all others removed.
+func (m *Run) alone(ctx context.Context, l *lane, errs *[]error) []Alone {
+	out := []Alone{}
+	if len(m.Alone) == 0 {
+		return out
+	}
+	for _, layer := range m.Twin.Layers() {
+		began := time.Now()
+		part := make([]Alone, len(m.Alone))
+		var all []attempt
+		for i, r := range m.Alone {
+			part[i] = Alone{Layer: layer, ID: r.ID(), Sender: r.Sender, Place: r.Place, Expected: Holds(layer, r)}
+			all = append(all, attempt{r, &part[i].Try})
+		}
+		*errs = append(*errs, l.state(ctx, Connected, all, []scenario.Layer{layer})...)
+		m.say("alone   %-16s %4d rows, %4d seen outside  (%.1f s)", layer, len(all), leaked(all), time.Since(began).Seconds())
+		out = append(out, part...)
+	}
+	return out
+}
+
+func leaked(all []attempt) (n int) {
+	for _, a := range all {
+		if a.try.Seen > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *Run) say(format string, args ...any) {
+	if m.Progress != nil {
+		m.Progress(fmt.Sprintf(format, args...))
+	}
+}

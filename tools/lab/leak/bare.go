@@ -1,0 +1,96 @@
+package leak
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"rempart/board/scenario"
+	"rempart/board/scenario/matrix"
+	"rempart/tools/lab/bringup"
+)
+
+// bare is the twin of the matrix: in any state, a handset that is then stripped.
+type bare struct {
+	*stand
+	stripped bool
+}
+
+// bareSpan is how long senders go on in a stripped twin when that to which it was led has happened: nothing is concluded from it.
+const bareSpan = 300 * time.Millisecond
+
+// Layers are those that stop anything on this board, in the order of the tables.
+func (b *bare) Layers() []scenario.Layer { return scenario.AllLayers() }
+
+// Enter makes a handset whole that was stripped, and brings it to where the state begins.
+func (b *bare) Enter(ctx context.Context, s matrix.State) error {
+	if b.stripped {
+		if err := b.whole(ctx); err != nil {
+			return err
+		}
+	}
+	return b.stand.Enter(ctx, s)
+}
+
+// whole restarts a stripped handset; its frozen init could not switch off.
+func (b *bare) whole(ctx context.Context) error {
+	b.outside, b.stripped = false, false
+	var errs []error
+	for _, group := range supervisors {
+		errs = append(errs, b.freeze(ctx, b.name, group, false))
+	}
+	return errors.Join(append(errs, b.Restart(ctx))...)
+}
+
+// Strip takes away all layers but the kept ones. Without the guard, senders run outside its reach.
+func (b *bare) Strip(ctx context.Context, kept []scenario.Layer) error {
+	b.stripped = true
+	b.outside = !slices.Contains(kept, scenario.Guard)
+	if slices.Contains(kept, scenario.Newborn) {
+		// What keeps a new device down is init itself: it stays awake, and with it all that it would repair.
+		return nil
+	}
+	m, err := b.w.Machine(ctx, b.name)
+	if err != nil {
+		return err
+	}
+	away := slices.DeleteFunc(b.Layers(), func(l scenario.Layer) bool { return slices.Contains(kept, l) })
+	return Strip(ctx, b.w, m, away)
+}
+
+// Happen lets happen what can still happen without a supervisor.
+func (b *bare) Happen(ctx context.Context, s matrix.State) error {
+	var err error
+	switch s {
+	case matrix.Rekeying, matrix.Error, matrix.Reconfiguring:
+		err = b.freeze(ctx, bringup.GatewayName, "", true)
+	case matrix.Swapping:
+		err = b.KillDaemon(ctx, "tunneld")
+	case matrix.Restart, matrix.Shutdown:
+		if err := wait(ctx, bareSpan); err != nil {
+			return err
+		}
+		return b.w.PowerOff(ctx, b.name, 0)
+	case matrix.KilledInit:
+		if err := wait(ctx, bareSpan); err != nil {
+			return err
+		}
+		return b.KillInit(ctx)
+	default:
+		if d, killed, _ := s.Daemon(); killed {
+			err = b.KillDaemon(ctx, d)
+		}
+	}
+	return errors.Join(err, wait(ctx, bareSpan))
+}
+
+// wait gives senders time to send.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
