@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reportWait is how long a group is kept: the kernel reports a join from a timer
-// of some milliseconds, and again within a second.
-const reportWait = 300 * time.Millisecond
+// reportWait is how long a group is kept: the kernel reports a join from a timer,
+// and again within a second (RFC 3810, section 9.11).
+const reportWait = 1200 * time.Millisecond
 
 // runMembership joins a group whose address comes from the marker. What leaves is
 // the kernel's own report, which no process has sent.

@@ -3,16 +3,39 @@ package matrix
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // acceptedHeading begins the table in docs/known-limits.md.
 const acceptedHeading = "## Rows of the leak matrix that leak"
 
-// Accept reads the rows that are known to leak, with the reason of each, from the
-// text of docs/known-limits.md: the table under its heading, a row's ID in the
-// first column. A document without that table is refused: it has been renamed.
-func Accept(document string, daemons []string) (map[string]string, error) {
+// Acceptance is one line of the table: a row's ID, with * for any value of an
+// axis, and why rows like it leak.
+type Acceptance struct {
+	Pattern string `json:"pattern"`
+	Reason  string `json:"reason"`
+}
+
+// covers says whether a row is meant.
+func (a Acceptance) covers(id string) bool {
+	want, have := strings.Split(a.Pattern, "/"), strings.Split(id, "/")
+	if len(want) != len(have) {
+		return false
+	}
+	for i := range want {
+		if want[i] != "*" && want[i] != have[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// Accept reads the rows that are known to leak from the text of
+// docs/known-limits.md: the table under its heading, an ID in the first column.
+// A document without that table is refused: it has been renamed. So is a line
+// that means no row.
+func Accept(document string, daemons []string) ([]Acceptance, error) {
 	_, part, found := strings.Cut(document, acceptedHeading+"\n")
 	if !found {
 		return nil, fmt.Errorf("cannot read the accepted rows: the document has no heading %q", acceptedHeading)
@@ -20,12 +43,8 @@ func Accept(document string, daemons []string) (map[string]string, error) {
 	if end := strings.Index(part, "\n## "); end >= 0 {
 		part = part[:end]
 	}
-	known := map[string]bool{}
 	rows, _ := All(daemons)
-	for _, r := range rows {
-		known[r.ID()] = true
-	}
-	accepted := map[string]string{}
+	var accepted []Acceptance
 	table := false
 	for line := range strings.Lines(part) {
 		line = strings.TrimSpace(line)
@@ -36,21 +55,32 @@ func Accept(document string, daemons []string) (map[string]string, error) {
 		if len(cells) < 2 {
 			return nil, fmt.Errorf("cannot read the accepted rows: %q is no row of a table", line)
 		}
-		id, reason := strings.Trim(strings.TrimSpace(cells[0]), "`"), strings.TrimSpace(cells[1])
-		if id == "row" || strings.Trim(id, "-: ") == "" {
+		a := Acceptance{strings.Trim(strings.TrimSpace(cells[0]), "`"), strings.TrimSpace(cells[1])}
+		if a.Pattern == "row" || strings.Trim(a.Pattern, "-: ") == "" {
 			table = true
 			continue
 		}
-		if !known[id] {
-			return nil, fmt.Errorf("cannot accept row %q: the matrix has no such row", id)
+		switch {
+		case a.Reason == "":
+			return nil, fmt.Errorf("cannot accept row %q without a reason", a.Pattern)
+		case slices.ContainsFunc(accepted, func(b Acceptance) bool { return a.Pattern == b.Pattern }):
+			return nil, fmt.Errorf("cannot accept row %q twice", a.Pattern)
+		case !slices.ContainsFunc(rows, func(r Row) bool { return a.covers(r.ID()) }):
+			return nil, fmt.Errorf("cannot accept row %q: the matrix has no such row", a.Pattern)
 		}
-		if reason == "" || accepted[id] != "" {
-			return nil, fmt.Errorf("cannot accept row %q: it is there twice, or without a reason", id)
-		}
-		accepted[id] = reason
+		accepted = append(accepted, a)
 	}
 	if !table {
 		return nil, errors.New("cannot read the accepted rows: there is no table under the heading")
 	}
 	return accepted, nil
+}
+
+// acceptance returns the line that covers a row.
+func acceptance(accepted []Acceptance, id string) (Acceptance, bool) {
+	i := slices.IndexFunc(accepted, func(a Acceptance) bool { return a.covers(id) })
+	if i < 0 {
+		return Acceptance{}, false
+	}
+	return accepted[i], true
 }

@@ -21,8 +21,8 @@ type Run struct {
 	Rows []Row
 	// Alone are the rows that each layer is tried against alone; nil for none.
 	Alone []Row
-	// Accepted are rows that are known to leak, by ID, with the reason.
-	Accepted map[string]string
+	// Accepted are rows that are known to leak, with the reason.
+	Accepted []Acceptance
 	// Seed and Pairwise are told in the report.
 	Seed     uint64
 	Pairwise bool
