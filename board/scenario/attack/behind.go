@@ -82,4 +82,3 @@ func RefuseAll(jobs []Job, why error) []Line {
 	}
 	return lines
 }
-

@@ -179,4 +179,6 @@ func runRawProtocol(_ context.Context, j Job, t *tally) {
 const experiment = 253
 
 // swap16 turns a number into network order.
-func swap16(v uint16) uint16 { return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v)) }
+func swap16(v uint16) uint16 {
+	return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
+}

@@ -25,30 +25,30 @@ const (
 	Hotplug      Kind = "hotplug"        // takes a new device the moment it appears
 	Constant     Kind = "constant"       // sends every millisecond until stopped
 
-	DoT          Kind = "dot"             // DNS over TLS: SYN with data to port 853
-	NTP          Kind = "ntp"             // time request (RFC 5905)
-	LLMNR        Kind = "llmnr"           // link-local name query (RFC 4795)
-	Broadcast    Kind = "broadcast"       // to 255.255.255.255
-	Membership   Kind = "membership"      // the kernel's own IGMP or MLD report of a join
-	BindToIndex  Kind = "bind-to-ifindex" // SO_BINDTOIFINDEX
-	PktInfo      Kind = "pktinfo"         // IP_PKTINFO names device and source
-	Connected    Kind = "connected"       // connected once, then sends on the same socket
-	ReusePort    Kind = "reuse-port"      // shares the tunnel's own source port
-	Large        Kind = "large"           // datagram that the kernel fragments
-	GSO          Kind = "gso"             // UDP_SEGMENT: one send, several datagrams
-	URing        Kind = "io_uring"        // IORING_OP_SENDMSG
-	UDPLite      Kind = "udplite"         // IPPROTO_UDPLITE
-	MPTCP        Kind = "mptcp"           // IPPROTO_MPTCP, data in the SYN
-	RawProtocol  Kind = "raw-protocol"    // SOCK_RAW of protocol 253 (RFC 3692)
-	PacketDgram  Kind = "packet-dgram"    // AF_PACKET, SOCK_DGRAM
-	SockPacket   Kind = "sock-packet"     // the old SOCK_PACKET
-	PacketRing   Kind = "packet-ring"     // AF_PACKET with PACKET_TX_RING
-	Passed       Kind = "passed"          // a packet socket that somebody else opened
-	VLAN         Kind = "vlan"            // frame with an 802.1Q tag
-	EtherType    Kind = "ethertype"       // frame of an unknown EtherType
-	ARP          Kind = "arp"             // ARP request with bytes behind it
-	Options      Kind = "options"         // IPv4 options, IPv6 extension headers
-	Fragment     Kind = "fragment"        // second fragment, of a datagram to the tunnel's port
+	DoT         Kind = "dot"             // DNS over TLS: SYN with data to port 853
+	NTP         Kind = "ntp"             // time request (RFC 5905)
+	LLMNR       Kind = "llmnr"           // link-local name query (RFC 4795)
+	Broadcast   Kind = "broadcast"       // to 255.255.255.255
+	Membership  Kind = "membership"      // the kernel's own IGMP or MLD report of a join
+	BindToIndex Kind = "bind-to-ifindex" // SO_BINDTOIFINDEX
+	PktInfo     Kind = "pktinfo"         // IP_PKTINFO names device and source
+	Connected   Kind = "connected"       // connected once, then sends on the same socket
+	ReusePort   Kind = "reuse-port"      // shares the tunnel's own source port
+	Large       Kind = "large"           // datagram that the kernel fragments
+	GSO         Kind = "gso"             // UDP_SEGMENT: one send, several datagrams
+	URing       Kind = "io_uring"        // IORING_OP_SENDMSG
+	UDPLite     Kind = "udplite"         // IPPROTO_UDPLITE
+	MPTCP       Kind = "mptcp"           // IPPROTO_MPTCP, data in the SYN
+	RawProtocol Kind = "raw-protocol"    // SOCK_RAW of protocol 253 (RFC 3692)
+	PacketDgram Kind = "packet-dgram"    // AF_PACKET, SOCK_DGRAM
+	SockPacket  Kind = "sock-packet"     // the old SOCK_PACKET
+	PacketRing  Kind = "packet-ring"     // AF_PACKET with PACKET_TX_RING
+	Passed      Kind = "passed"          // a packet socket that somebody else opened
+	VLAN        Kind = "vlan"            // frame with an 802.1Q tag
+	EtherType   Kind = "ethertype"       // frame of an unknown EtherType
+	ARP         Kind = "arp"             // ARP request with bytes behind it
+	Options     Kind = "options"         // IPv4 options, IPv6 extension headers
+	Fragment    Kind = "fragment"        // second fragment, of a datagram to the tunnel's port
 )
 
 // Family is the IP version.

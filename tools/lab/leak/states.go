@@ -49,7 +49,9 @@ func (s *stand) Happen(ctx context.Context, state matrix.State) error {
 	case matrix.Error:
 		return s.until(ctx, func(p bringup.PhoneStatus) bool { return p.Tunnel.State == "error" })
 	case matrix.Reconfiguring:
-		return s.until(ctx, func(p bringup.PhoneStatus) bool { return p.Tunnel.Gateway == bringup.SpareName && p.Tunnel.State == "connecting" })
+		return s.until(ctx, func(p bringup.PhoneStatus) bool {
+			return p.Tunnel.Gateway == bringup.SpareName && p.Tunnel.State == "connecting"
+		})
 	case matrix.Rekeying:
 		return s.rekey(ctx)
 	case matrix.Swapping:
