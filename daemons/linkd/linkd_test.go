@@ -112,6 +112,30 @@ func TestRefusedWish(t *testing.T) {
 	}
 }
 
+// A message that could not leave is tried again soon, and said once.
+func TestUnsent(t *testing.T) {
+	b := newBench()
+	shut := true
+	b.send4 = func([]byte) error {
+		b.sent[0]++
+		if shut {
+			return errors.New("operation not permitted")
+		}
+		return nil
+	}
+	for now := time.Duration(0); now < 10*time.Second; now += 50 * time.Millisecond {
+		shut = now < 5*time.Second
+		b.step(t.Context(), now)
+	}
+	// Four a second while shut, then at 5, 7 and 9 or later with growing pauses.
+	if b.sent[0] < 18 || b.sent[0] > 24 {
+		t.Errorf("%d tries", b.sent[0])
+	}
+	if n := strings.Count(b.log.String(), "operation not permitted"); n < 1 || n > 3 {
+		t.Errorf("said %d times:\n%s", n, &b.log)
+	}
+}
+
 func TestServe(t *testing.T) {
 	b := newBench()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -36,6 +36,7 @@ type radio struct {
 	journal *journal.Journal
 
 	start time.Time
+	mute  bool    // the last message did not leave, and that was said
 	told  [2]told // by family: IPv4, IPv6
 }
 
@@ -69,15 +70,22 @@ func (r *radio) step(ctx context.Context, now time.Duration) {
 	var xid [4]byte
 	r.random(xid[:])
 	for _, m := range []struct {
-		body []byte
-		send func([]byte) error
-	}{{r.client.Step(now, xid), r.send4}, {r.host.Step(now), r.send6}} {
+		body   []byte
+		send   func([]byte) error
+		unsent func(time.Duration)
+	}{{r.client.Step(now, xid), r.send4, r.client.Unsent}, {r.host.Step(now), r.send6, r.host.Unsent}} {
 		if m.body == nil {
 			continue
 		}
 		if err := m.send(m.body); err != nil {
-			r.journal.Event(eventSend, r.device, journal.Failure, "reason", err.Error())
+			m.unsent(now)
+			if !r.mute {
+				r.journal.Event(eventSend, r.device, journal.Failure, "reason", err.Error())
+			}
+			r.mute = true
+			continue
 		}
+		r.mute = false
 	}
 	for i, held := range []lease.Held{r.client.Held(), r.host.Held()} {
 		r.tell(ctx, now, i, held)

@@ -90,6 +90,21 @@ func (c *Client) Step(now time.Duration, xid [4]byte) []byte {
 	}
 }
 
+// unsentPause is how soon a message is tried again that did not leave the device: a phone that boots is closed to everyone
+// until all of it runs.
+const unsentPause = 250 * time.Millisecond
+
+// Unsent takes back the message of the last Step, which was refused: no server is waited for.
+func (c *Client) Unsent(now time.Duration) {
+	c.next = now + unsentPause
+	switch c.state {
+	case selecting:
+		c.pause /= 2
+	case requesting:
+		c.tries--
+	}
+}
+
 // Heard takes a reply. What does not belong to the question that was asked last is passed over.
 func (c *Client) Heard(now time.Duration, r Reply) {
 	if r.XID != c.xid {

@@ -115,6 +115,9 @@ func (h *Host) Step(now time.Duration) []byte {
 	return Solicitation(h.MAC)
 }
 
+// Unsent takes back the message of the last Step, as [Client.Unsent] does.
+func (h *Host) Unsent(now time.Duration) { h.tries, h.next = h.tries-1, now+unsentPause }
+
 // Heard takes an advertisement. The first router that is of use is kept until it says that it is none, or its time is over.
 // Identifier is a fresh random number: the lower half of an address lasts as long as its prefix is in use and is never made
 // of the link address (as in RFC 8981; RFC 7217's would be the same again in every visit to a network).

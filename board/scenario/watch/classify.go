@@ -41,6 +41,8 @@ type Rules struct {
 	Handsets []netip.Addr
 	// Classes is the policy's list. Empty admits nothing.
 	Classes []Class
+	// Links are the handsets that lease their addresses.
+	Links []Link
 }
 
 func (r Rules) check() error {
@@ -82,6 +84,9 @@ func outside(format string, args ...any) Finding {
 func (r Rules) Classify(frame []byte) Finding {
 	if len(frame) < 14 {
 		return outside("frame of %d bytes", len(frame))
+	}
+	if f, ok := r.control(frame); ok {
+		return f
 	}
 	etherType := binary.BigEndian.Uint16(frame[12:])
 	switch etherType {
@@ -130,6 +135,16 @@ func (r Rules) ipv6(b []byte) Finding {
 	return r.transport(src, dst, b[6], b[40:total])
 }
 
+// handset tells the address of a handset: one that it always has, or one that it may have leased.
+func (r Rules) handset(a netip.Addr) bool {
+	for _, l := range r.Links {
+		if a == l.V4 || l.Prefix6.Contains(a) {
+			return true
+		}
+	}
+	return slices.Contains(r.Handsets, a)
+}
+
 // padding reports whether b is nothing but the zeros that bring a packet of n
 // bytes up to Ethernet's minimum of 46 bytes of payload.
 func padding(b []byte, n int) bool {
@@ -158,9 +173,9 @@ func (r Rules) transport(src, dst netip.Addr, proto uint8, b []byte) Finding {
 		}
 		f := Finding{Class: c.Name}
 		switch {
-		case dst == c.Gateway && dport == c.Port && slices.Contains(r.Handsets, src):
+		case dst == c.Gateway && dport == c.Port && r.handset(src):
 			f.Direction = Out
-		case src == c.Gateway && sport == c.Port && slices.Contains(r.Handsets, dst):
+		case src == c.Gateway && sport == c.Port && r.handset(dst):
 			f.Direction = In
 		default:
 			continue

@@ -90,6 +90,9 @@ func Rules(status *netns.Status) watch.Rules {
 	for _, m := range status.Machines {
 		if m.Role == "handset" {
 			rules.Handsets = append(rules.Handsets, m.Radio.V4.Addr(), m.Radio.V6.Addr())
+			if m.Radio.DHCP {
+				rules.Links = append(rules.Links, linkOf(m.Radio))
+			}
 			continue
 		}
 		for _, a := range []netip.Addr{m.Radio.V4.Addr(), m.Radio.V6.Addr()} {
@@ -97,6 +100,13 @@ func Rules(status *netns.Status) watch.Rules {
 		}
 	}
 	return rules
+}
+
+// linkOf is the radio of a handset that leases its addresses. RadioOf is a pure table: both link addresses are well formed.
+func linkOf(r netns.Radio) watch.Link {
+	own, _ := net.ParseMAC(r.MAC)
+	router, _ := net.ParseMAC(r.RouterMAC)
+	return watch.Link{MAC: [6]byte(own), Router: [6]byte(router), V4: r.V4.Addr(), Router4: r.Router4, Prefix6: r.V6.Masked(), Router6: r.Router6}
 }
 
 // siteOf collects the addresses that the rows need.
