@@ -156,7 +156,9 @@ func (p *provider) stop() error {
 		_ = cmd.Process.Kill() // one that has ended is ended
 	}
 	p.running = nil
-	return killGroup(p.k.h.path(p.k.spec.World, groupProvider))
+	// A group that was killed once may kill whoever is born in it later (seen on Linux 6.18): the next ones get a new one.
+	group := p.k.h.path(p.k.spec.World, groupProvider)
+	return errors.Join(killGroup(group), removeGroup(group))
 }
 
 // Provide makes the network tell something else from now on. Leases that machines have stay theirs until they ask again.

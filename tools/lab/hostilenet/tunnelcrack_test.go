@@ -81,7 +81,7 @@ func (n *network) serverIP(t *testing.T) {
 	}
 	jobs = append(jobs, attack.Job{Kind: attack.TCP, Family: attack.IPv4, Target: gateway.Radio.V4.Addr(), Port: 443, Count: 1})
 	tries := n.attempts(t, jobs...)
-	_, s := n.observe(t, tries.markers, func() {
+	s := n.observe(t, tries.markers, func() {
 		tries.run()
 		// A word through the tunnel, which goes to the same address.
 		inner := attack.Job{Kind: attack.UDP, Family: attack.IPv4, Target: netip.MustParseAddr("10.77.0.1"), Count: 1}

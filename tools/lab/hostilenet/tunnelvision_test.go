@@ -5,6 +5,9 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rempart/board/netns"
 	"rempart/board/scenario/attack"
@@ -34,17 +37,21 @@ func (n *network) tunnelVision(t *testing.T) {
 	host4, host6 := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:51::7")
 	tries := n.attempts(t, attack.Job{Kind: attack.UDP, Family: attack.IPv4, Target: host4, Count: 1}, attack.Job{Kind: attack.UDP, Family: attack.IPv6, Target: host6, Count: 1},
 		attack.Job{Kind: attack.TCP, Family: attack.IPv4, Target: host4, Count: 1})
-	raw, _ := n.observe(t, tries.markers, func() {
+	var ear int
+	in(t, n.status(t).Internet, func() (err error) { ear, err = hear("br0", false); return err })
+	defer unix.Close(ear)
+	n.observe(t, tries.markers, func() {
 		n.restart(t, func(a netip.Addr) bool { return a.Is4() })
 		tries.run()
 	}, func() watch.Rules { return n.rules(t) })
 	if _, after := n.lease(t); !slices.Equal(before, after) || len(after) == 0 {
 		t.Errorf("routes in black are %q, were %q", after, before)
 	}
+	raw := slices.Concat(arrived(ear, 50*time.Millisecond)...)
 	// The attack was on the air: the first pushed route stands behind option 121, and the advertised one in a route option.
-	for what, b := range map[string][]byte{"option 121": {121, 19, 1, 0, 203, 0, 113, 66, 1, 128, 203, 0, 113, 66}, "route information": {24, 2, 1, 8}} {
+	for what, b := range map[string][]byte{"option 121": {121, 21, 1, 0, 203, 0, 113, 66, 1, 128, 203, 0, 113, 66}, "route information": {24, 3, 1, 8}} {
 		if !bytes.Contains(raw, b) {
-			t.Errorf("no %s was seen: the network was not hostile", what)
+			t.Errorf("no %s was seen in %d bytes: the network was not hostile", what, len(raw))
 		}
 	}
 	// The twin: all of its traffic goes into a tunnel by a default route, and it believes what it is told.

@@ -163,7 +163,7 @@ func (n *network) restart(t *testing.T, wanted func(netip.Addr) bool) {
 }
 
 // observe captures all that is on the link while fn runs, and judges every frame of it.
-func (n *network) observe(t *testing.T, markers []attack.Marker, fn func(), rules func() watch.Rules) (raw []byte, s watch.Summary) {
+func (n *network) observe(t *testing.T, markers []attack.Marker, fn func(), rules func() watch.Rules) (s watch.Summary) {
 	t.Helper()
 	path := filepath.Join(n.dir, strings.ReplaceAll(t.Name(), "/", "-")+".pcapng")
 	c, err := n.w.Capture(t.Context(), path)
@@ -180,7 +180,7 @@ func (n *network) observe(t *testing.T, markers []attack.Marker, fn func(), rule
 		t.Fatal(err)
 	}
 	for _, m := range markers {
-		if err := w.Mark(watch.Marker(m), nil); err != nil {
+		if err := w.Mark(watch.Marker(m)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -199,15 +199,12 @@ func (n *network) observe(t *testing.T, markers []attack.Marker, fn func(), rule
 	for _, c := range s.Classes {
 		t.Logf("%s %s: %d frames", c.Class, c.Direction, c.Frames)
 	}
-	if raw, err = os.ReadFile(path); err != nil {
-		t.Fatal(err)
-	}
-	return raw, s
+	return s
 }
 
 func (n *network) rules(t *testing.T) watch.Rules { return leak.Rules(n.status(t)) }
 
-// attempts are datagrams and connections to one target, from red and from black, each with its marker.
+// attempts are datagrams and connections to one target, from red, from black and from an app, each with its marker.
 type attempts struct {
 	markers []attack.Marker
 	run     func()
@@ -217,18 +214,22 @@ func (n *network) attempts(t *testing.T, jobs ...attack.Job) attempts {
 	t.Helper()
 	var a attempts
 	var commands [][]string
-	for _, colour := range []string{"red", "black"} {
+	for _, place := range []string{"red", "black", "notes"} {
 		for _, j := range jobs {
 			if _, err := rand.Read(j.Marker[:]); err != nil {
 				t.Fatal(err)
 			}
 			a.markers = append(a.markers, j.Marker)
-			commands = append(commands, append([]string{colour, filepath.Join(n.bin, "rempart-lab"), "attempt"}, j.Args()...))
+			commands = append(commands, append([]string{place, filepath.Join(n.bin, "rempart-lab"), "attempt"}, j.Args()...))
 		}
 	}
 	a.run = func() {
 		for _, c := range commands {
-			cmd, err := n.w.Command(t.Context(), netns.Where{Machine: "a", Colour: c[0]}, c[1:]...)
+			where := netns.Where{Machine: "a", Colour: c[0]}
+			if c[0] == "notes" { // an app of the person's, which may use the tunnel
+				where = netns.Where{Machine: "a", Colour: "red", App: c[0]}
+			}
+			cmd, err := n.w.Command(t.Context(), where, c[1:]...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -304,7 +305,10 @@ func victim(t *testing.T, configure func() error) *host {
 }
 
 // sniffer hears every frame that comes in through a device of the calling thread's namespace, and none that goes out.
-func sniffer(device string) (int, error) {
+func sniffer(device string) (int, error) { return hear(device, true) }
+
+// hear hears a device, with what goes out through it or without.
+func hear(device string, incoming bool) (int, error) {
 	index, err := link.Index(device)
 	if err != nil {
 		return 0, err
@@ -315,7 +319,11 @@ func sniffer(device string) (int, error) {
 		return 0, err
 	}
 	const ignoreOutgoing = 23 // PACKET_IGNORE_OUTGOING
-	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, ignoreOutgoing, 1), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<24),
+	ignore := 0
+	if incoming {
+		ignore = 1
+	}
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, ignoreOutgoing, ignore), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<24),
 		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index}))
 	if err != nil {
 		return 0, errors.Join(err, unix.Close(fd))
