@@ -21,6 +21,8 @@ type suite struct {
 
 // short are the tests that `make test` runs in the guest; `make guest` runs all of these packages.
 var short = []suite{
+	{name: "nft", folder: "vpn/enforce/nft", want: []string{"TestNobodyElseChangesATable", "TestReadBackNoticesWhatIsNotOurs"}},
+	{name: "backstop", folder: "vpn/enforce/backstop", want: []string{"TestLife"}},
 	{name: "guard", folder: "internal/sandbox/guard", want: []string{"TestInstallTakesTheFormThatTheKernelRuns", "TestRootInTheHandsetIsRefused",
 		"TestWithoutTheGuardEachAttemptWorks", "TestTheDeskIsNotAffected", "TestTheHandsetLoadsNoModule", "TestTrustIsThePidfdsAlone", "TestHotpluggedDeviceStaysDown",
 		"TestGuardReadBackNoticesAMissingPinAndADetachedLink"}},

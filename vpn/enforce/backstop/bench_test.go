@@ -61,7 +61,9 @@ func BenchmarkSend(b *testing.B) {
 		{"none", func() error { return nil }, func() error { return nil }},
 		{"killswitch", func() error { return run("nft", killSwitch) }, func() error { return run("nft", "delete", "table", "ip", "user") }},
 		{"nft", func() error { return owner.Put(released) }, func() error { return owner.Remove(released) }},
-		{"xfrm", func() error { return xfrm.Put(xfrm.Classes(tunnel)) }, func() error { return run("sh", "-c", "ip xfrm policy flush; ip xfrm policy setdefault in accept fwd accept out accept") }},
+		{"xfrm", func() error { return xfrm.Put(xfrm.Classes(tunnel)) }, func() error {
+			return run("sh", "-c", "ip xfrm policy flush; ip xfrm policy setdefault in accept fwd accept out accept")
+		}},
 		{"both", func() error { return errors.Join(owner.Put(released), xfrm.Put(xfrm.Classes(tunnel))) }, func() error { return owner.Remove(released) }},
 	} {
 		in(c.lay)

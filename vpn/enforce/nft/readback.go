@@ -38,13 +38,14 @@ func ReadBack(owner uint32, want ...Table) error {
 		}
 	}
 	var all []string
-	for _, l := range ordered(got) {
-		if !slices.Contains(ordered(wanted), l) {
+	have, should := ordered(got), ordered(wanted)
+	for _, l := range have {
+		if !slices.Contains(should, l) {
 			all = append(all, "in force and not wanted: "+l)
 		}
 	}
-	for _, l := range ordered(wanted) {
-		if !slices.Contains(ordered(got), l) {
+	for _, l := range should {
+		if !slices.Contains(have, l) {
 			all = append(all, "wanted and not in force: "+l)
 		}
 	}

@@ -10,6 +10,10 @@
 //
 // All functions act on the calling thread's network namespace and need CAP_NET_ADMIN.
 //
+// A refused send is cheap: the route is looked up and no more. An allowed one of a socket
+// that is not connected costs about half a microsecond (Linux 6.18), as the kernel makes a
+// bundle for each packet that a policy matches (BenchmarkSend of package backstop).
+//
 // What this does not stop: packet sockets, AF_XDP, whatever is not IP. Nobody owns these
 // settings: who has CAP_NET_ADMIN can change them, and is found by the read-back.
 package xfrm
