@@ -76,6 +76,11 @@ soak:
 	@$(MAKE) -s build
 	@bin/rempart-lab soak --resume
 
+# Ten million frames on the gate's program and its model; `make test` tries a million. GATE_FUZZ_SEED repeats a run.
+.PHONY: gate-fuzz
+gate-fuzz:
+	GATE_FUZZ_FRAMES=10000000 $(GO) test ./vpn/enforce -count=1 -v -timeout 30m -run 'TestProgramEqualsModel$$'
+
 bench:
 	@tools/setup/install.sh bench
 	@$(MAKE) -s build

@@ -10,8 +10,8 @@ var reasonWords = [Reasons]string{
 	ARP:           "ARP that is not an exchange with the router about the device's own address",
 	EtherType:     "neither IPv4 nor IPv6",
 	IPHeader:      "the length or version in the IP header disagrees with the frame",
-	IPOptions:     "it has IP options",
-	Fragment:      "it is a fragment",
+	IPOptions:     "it has IP options that are malformed, a source route, or not for this direction",
+	Fragment:      "it is a fragment that does not fit its datagram, or does not say enough",
 	Protocol:      "neither UDP nor TCP",
 	L4Length:      "the length in the UDP or TCP header disagrees with the packet",
 	RemoteRefused: "the remote is no single host",
@@ -20,6 +20,8 @@ var reasonWords = [Reasons]string{
 	Cgroup:        "the sender is not the process of this class",
 	ND:            "neighbour discovery that is not an exchange with the router about the device's own address",
 	DHCP:          "DHCP that is none of the three messages of this handset, or their answer",
+	Extension:     "it has IPv6 extension headers that are malformed, out of order, or not for this direction",
+	NoFirst:       "it is a later fragment, and no first one of its datagram was admitted just now",
 	LinkRate:      "more ARP, ND or DHCP than the rate allows",
 }
 

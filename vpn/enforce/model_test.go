@@ -9,13 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"rempart/internal/proof"
 	"rempart/vpn/egress"
+	"rempart/vpn/egress/egresstest"
 )
 
 // ownCgroup is the id of the cgroup that test runs' sockets get: the caller's.
@@ -34,16 +34,7 @@ func ownCgroup(t *testing.T) uint64 {
 	return 0
 }
 
-func modelPolicy(own uint64) egress.Policy {
-	return egress.Policy{Classes: []egress.Class{
-		{Gateway: "g", Addr: netip.MustParseAddr("203.0.113.1"), Proto: egress.UDP, Port: 51820, Purpose: egress.Tunnel, Cgroup: own},
-		{Gateway: "g", Addr: netip.MustParseAddr("2001:db8:113::1"), Proto: egress.UDP, Port: 51820, Purpose: egress.Tunnel, Cgroup: own},
-		{Gateway: "g", Addr: netip.MustParseAddr("203.0.113.1"), Proto: egress.TCP, Port: 443, Purpose: egress.Attestation, Cgroup: own},
-		{Gateway: "g", Addr: netip.MustParseAddr("203.0.113.2"), Proto: egress.UDP, Port: 4500, Purpose: egress.IKE, Cgroup: own + 1},
-		{Gateway: "r", Proto: egress.UDP, Port: 51821, Purpose: egress.Tunnel, Cgroup: own},
-		{Gateway: "r", Proto: egress.TCP, Port: 444, Purpose: egress.Attestation, Cgroup: own},
-	}}
-}
+func modelPolicy(own uint64) egress.Policy { return egresstest.Policy(own, own+1) }
 
 // subject is the loaded gate that frames are tried on.
 type subject struct {
@@ -140,23 +131,7 @@ func frameOf(remote netip.Addr, d egress.Direction, proto uint8, remotePort, loc
 	return append(f, make([]byte, payload)...)
 }
 
-// randomFrame makes a frame near the policy, then damages it or not.
-func randomFrame(r *rand.Rand, d egress.Direction) []byte {
-	pick := func(list ...string) netip.Addr { return netip.MustParseAddr(list[r.IntN(len(list))]) }
-	remote := pick("203.0.113.1", "203.0.113.1", "203.0.113.2", "198.51.100.7", "2001:db8:113::1", "2001:db8:113::1", "2001:db8:51::7",
-		"224.0.0.251", "255.255.255.255", "127.0.0.1", "0.0.0.0", "ff02::fb", "::1", "::", "::ffff:203.0.113.1", "fe80::1", "223.255.255.255")
-	ports := []uint16{51820, 51820, 51821, 51821, 443, 444, 4500, 53, 0, 0x6ca, uint16(r.Uint32())}
-	protos := []uint8{egress.UDP, egress.UDP, egress.UDP, egress.TCP, egress.TCP}
-	f := frameOf(remote, d, protos[r.IntN(len(protos))], ports[r.IntN(len(ports))], ports[r.IntN(len(ports))], r.IntN(64))
-	for range r.IntN(4) {
-		mutate(r, &f)
-	}
-	for len(f) < 14 { // the kernel's test run takes no less than an Ethernet header
-		f = append(f, 0)
-	}
-	return f
-}
-
+// mutate damages a frame.
 func mutate(r *rand.Rand, f *[]byte) {
 	b := *f
 	if len(b) < 15 {
@@ -184,80 +159,4 @@ func mutate(r *rand.Rand, f *[]byte) {
 			b[at] = protos[r.IntN(len(protos))]
 		}
 	}
-}
-
-// TestProgramEqualsModel tries random frames near the policy on the loaded program
-// and on the model: the verdict and, by the counters, the reason must be the same.
-func TestProgramEqualsModel(t *testing.T) {
-	proof.SFR(t, "FDP_IFC_EXT.1", "TestEachReason")
-	s := newSubject(t)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 2))
-	refused := 0
-	var fragments egress.Fragments
-	const frames, batch = 120_000, 1000 // in each direction
-	var want, got egress.Counters
-	var reasons [2][egress.Reasons]int
-	for i := range frames {
-		for d := egress.Egress; d <= egress.Ingress; d++ {
-			frame := randomFrame(r, d)
-			var mark uint32
-			if r.IntN(8) == 0 {
-				mark = r.Uint32()
-			}
-			fragments.Now = coarse(t)
-			verdict, reason := egress.Decide(s.policy, d, frame, egress.Meta{Cgroup: s.own, Mark: mark, Fragments: &fragments})
-			code, ok := s.run(d, frame, mark)
-			if !ok {
-				refused++
-				if reason != egress.Short {
-					t.Fatalf("seed %d: the test run refused %x, model %v", seed, frame, reason)
-				}
-				continue
-			}
-			if (code == 0) != bool(verdict) || code != 0 && code != 2 {
-				t.Fatalf("seed %d: %v %x mark %d: program says %d, model %v (%v)", seed, d, frame, mark, code, verdict, reason)
-			}
-			want[d][reason]++
-			reasons[d][reason]++
-		}
-		if (i+1)%batch == 0 {
-			var err error
-			if got, err = readCounters(s.counters); err != nil {
-				t.Fatal(err)
-			}
-			if got != want {
-				t.Fatalf("seed %d: reasons differ: program %v, model %v", seed, got, want)
-			}
-		}
-	}
-	for d := range reasons {
-		for reason, n := range reasons[d] {
-			if n == 0 && !blind(egress.Reason(reason)) && !unreachable(egress.Direction(d), egress.Reason(reason)) && (refused == 0 || egress.Reason(reason) != egress.Short) {
-				t.Errorf("seed %d: no frame with %v %v in %d: the generator is blind there", seed, egress.Direction(d), egress.Reason(reason), frames)
-			}
-		}
-	}
-	t.Logf("%d frames, %d too short for a test run: %v", 2*frames, refused, reasons)
-}
-
-// blind: the link-layer minimum has a generator of its own (TestLinkProgramEqualsModel).
-func blind(r egress.Reason) bool {
-	return r == egress.ND || r == egress.DHCP || r == egress.LinkRate
-}
-
-// unreachable: an incoming frame has no sender here.
-func unreachable(d egress.Direction, r egress.Reason) bool {
-	return d == egress.Ingress && (r == egress.Mark || r == egress.Cgroup)
-}
-
-// coarse is the clock that the program reads.
-func coarse(t *testing.T) time.Duration {
-	t.Helper()
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(ts.Nano())
 }

@@ -29,6 +29,8 @@ func TestMain(m *testing.M) {
 		childSend()
 	case "attach":
 		childAttach()
+	case "fuzz":
+		childFuzz()
 	case "readback":
 		childReadBack()
 	case "talk":

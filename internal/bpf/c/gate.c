@@ -350,7 +350,7 @@ INLINE int ipv4(struct __sk_buff *skb, int dir, struct packet *p, __u32 at)
 /* The order of RFC 8200 4.1, each at most once: destination options before a routing
  * header and before the transport header, and there alone. */
 enum { RANK_HOP_BY_HOP = 1, RANK_FIRST_DESTINATION, RANK_ROUTING, RANK_FRAGMENT, RANK_DESTINATION };
-#define EXTENSIONS 3 /* in front of a fragment header; behind it there is one at most */
+#define EXTENSIONS 4 /* without a fragment header */
 #define EXTENSION_BYTES 256
 
 /* Walks extension headers up to a fragment header or what is none. Returns the offset
@@ -429,7 +429,9 @@ INLINE int ipv6(struct __sk_buff *skb, int dir, struct packet *p, __u32 at)
 		__u8 e[8];
 
 		p->bare = 0;
-		if ((__u8)(chain >> 40) == RANK_FIRST_DESTINATION || off + sizeof(e) >= end || bpf_skb_load_bytes(skb, off, e, sizeof(e)))
+		__u8 rank = chain >> 40;
+
+		if (rank == RANK_FIRST_DESTINATION || rank > RANK_FRAGMENT || off + sizeof(e) >= end || bpf_skb_load_bytes(skb, off, e, sizeof(e)))
 			return R_EXTENSION;
 		__u32 field = e[2] << 8 | e[3];
 
