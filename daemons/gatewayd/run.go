@@ -214,11 +214,14 @@ func (g *gatewayd) waitIdentity(ctx context.Context) error {
 
 // listen binds as soon as init has given the address to the tunnel's device.
 func (g *gatewayd) listen(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
+	// Go would try MPTCP first, which the level hooks refuse: one connection is one path.
+	var plain net.ListenConfig
+	plain.SetMultipathTCP(false)
 	var ln net.Listener
 	var fatal error
 	err := until(ctx, func() bool {
 		var err error
-		ln, err = net.Listen("tcp", at.String())
+		ln, err = plain.Listen(ctx, "tcp", at.String())
 		if errors.Is(err, unix.EADDRNOTAVAIL) {
 			g.waiting.Store(new("the tunnel's device has no address yet"))
 			return false

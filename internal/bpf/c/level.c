@@ -267,11 +267,12 @@ int level_socket(struct inet_sock *ctx)
 	count(HOOK_SOCKET, reason);
 	if (reason == ALLOWED)
 		return ALLOW;
+	/* MPTCP's number (262) is no protocol of a packet. */
 	struct drop_sample s = {
 		.cgroup = bpf_get_current_cgroup_id(),
 		.program = DROP_LEVELS,
 		.reason = reason,
-		.proto = ctx->protocol,
+		.proto = ctx->protocol > 255 ? 0 : ctx->protocol,
 	};
 
 	record_drop(&s);
