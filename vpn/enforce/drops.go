@@ -126,14 +126,24 @@ func (r *Record) read(since uint64) (d egress.Drops, err error) {
 }
 
 // sample reads sample number seq; false if it is being written or overwritten.
-// A copy is not atomic. A writer takes the number off its place before it writes and
-// puts it on afterwards, and no number comes twice: if the number is the same in two
-// copies, nothing wrote during the first.
 func (r *Record) sample(seq uint64) (egress.Sample, bool, error) {
-	var first, second []byte
 	index := uint32((seq - 1) % egress.RecordSamples)
-	m := r.maps[bpf.LevelMapDropRecord]
-	if err := errors.Join(m.Lookup(index, &first), m.Lookup(index, &second)); err != nil {
+	return twice(seq, func() (b []byte, err error) {
+		err = r.maps[bpf.LevelMapDropRecord].Lookup(index, &b)
+		return b, err
+	})
+}
+
+// twice reads sample number seq from its place. A copy is not atomic. A writer takes the
+// number off the place before it writes and puts another on afterwards, and no number
+// comes twice: if it is the same in two copies, nothing wrote during the first.
+func twice(seq uint64, read func() ([]byte, error)) (egress.Sample, bool, error) {
+	first, err := read()
+	if err != nil {
+		return egress.Sample{}, false, err
+	}
+	second, err := read()
+	if err != nil {
 		return egress.Sample{}, false, err
 	}
 	if len(first) != egress.SampleSize || binary.LittleEndian.Uint64(first) != seq || !bytes.Equal(first, second) {

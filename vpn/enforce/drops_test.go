@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -176,12 +177,13 @@ func TestRecordKeepsTheNewest(t *testing.T) {
 func TestRecordIsNeverTorn(t *testing.T) {
 	r, _ := record(t)
 	drop := dropper(t, r, true)
-	const each, batch = 600_000, 20_000
+	// A batch fills the record once: what is overwritten is another packet.
+	const each, batch = 600_000, egress.RecordSamples
 	var writers sync.WaitGroup
-	for mark := byte(1); mark <= 2; mark++ {
+	for writer := range 2 {
 		writers.Go(func() {
-			for range each / batch {
-				drop(marked(mark), batch)
+			for i := range each / batch {
+				drop(marked(byte(2*(i%100)+writer+1)), batch)
 			}
 		})
 	}
@@ -194,6 +196,7 @@ func TestRecordIsNeverTorn(t *testing.T) {
 			running = false
 		default:
 		}
+		torn(t, r)
 		d, err := r.Read(next)
 		if err != nil {
 			t.Fatal(err)
@@ -212,10 +215,60 @@ func TestRecordIsNeverTorn(t *testing.T) {
 	}
 	d := all(t, r, next)
 	read, missed = read+len(d.Samples), missed+d.Missed
-	if d.Next != 2*each || uint64(read)+missed != 2*each || read < egress.RecordSamples {
-		t.Errorf("%d read, %d missed, the last is %d of %d", read, missed, d.Next, 2*each)
+	const total = 2 * (each / batch) * batch
+	if d.Next != total || uint64(read)+missed != total || read < egress.RecordSamples {
+		t.Errorf("%d read, %d missed, the last is %d of %d", read, missed, d.Next, total)
 	}
-	t.Logf("%d of %d read, the others overwritten", read, 2*each)
+	t.Logf("%d of %d read, the others overwritten", read, total)
+}
+
+// TestTornCopiesAreNoSamples: the moments of a writer that a copy can fall on.
+func TestTornCopiesAreNoSamples(t *testing.T) {
+	at := func(seq uint64, mark byte) []byte {
+		a := netip.AddrFrom4([4]byte{mark, mark, mark, mark})
+		return egress.Sample{Seq: seq, Program: egress.ProgramLevels, Src: a, Dst: a}.Append(nil)
+	}
+	old, busy, after := at(7, 1), at(1<<64-1, 2), at(1031, 2)
+	half := append(append([]byte(nil), old[:40]...), after[40:]...) // the old number, the new packet
+	for name, c := range map[string]struct {
+		first, second []byte
+		ok            bool
+	}{
+		"nobody writes":                   {old, old, true},
+		"it is being written":             {busy, busy, false},
+		"it was overwritten before":       {after, after, false},
+		"overwritten between the copies":  {old, after, false},
+		"overwritten in the first copy":   {half, after, false},
+		"the second falls on the writer":  {half, busy, false},
+		"the first is whole, then a half": {old, half, false},
+	} {
+		copies := [][]byte{c.first, c.second}
+		s, ok, err := twice(7, func() ([]byte, error) { b := copies[0]; copies = copies[1:]; return b, nil })
+		if err != nil || ok != c.ok || ok && s.Src != netip.AddrFrom4([4]byte{1, 1, 1, 1}) {
+			t.Errorf("%s: %v, %v, %v", name, s, ok, err)
+		}
+	}
+}
+
+// torn reads the oldest samples, which are being overwritten right now.
+func torn(t *testing.T, r *Record) {
+	t.Helper()
+	var head uint64
+	if err := r.maps[bpf.LevelMapDropHead].Lookup(uint32(0), &head); err != nil {
+		t.Fatal(err)
+	}
+	for ahead := range uint64(200) {
+		if head < egress.RecordSamples {
+			return
+		}
+		s, ok, err := r.sample(head + 1 + ahead*3 - egress.RecordSamples)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mark := byte(s.SrcPort); ok && (s.Src.As4() != [4]byte{mark, mark, mark, mark} || s.Dst != s.Src || s.DstPort != s.SrcPort) {
+			t.Fatalf("torn: %v", s)
+		}
+	}
 }
 
 func TestRecordIsTakenOver(t *testing.T) {
