@@ -3,7 +3,7 @@
 // What it is trusted with: making the colours (network namespaces), all link set-up, the floor, the guard, measuring every
 // program before it runs, handing each daemon exactly its descriptors, and closing the phone whenever anything is wrong.
 // What it holds: the TPM until keyd runs, then nothing; no key, no secret; the listening sockets of all daemons.
-// What it parses: its own command line (untrusted), the signed policy, one bounded frame from tunneld (the address wish) and from watchd.
+// What it parses: its own command line (untrusted), the signed policy, one bounded frame each from tunneld and linkd (wishes for addresses) and from watchd.
 //
 // When it dies the kernel kills every process of the handset; the floor stays on each device for the device's life and drops
 // everything. On hardware that is a kernel panic, on the netns board a power-off.
