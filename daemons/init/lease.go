@@ -19,6 +19,7 @@ import (
 	"rempart/internal/sandbox"
 	"rempart/internal/wish"
 	"rempart/vpn/egress"
+	"rempart/vpn/egress/ask"
 )
 
 // leased is an address that linkd wished for and init granted.
@@ -162,9 +163,12 @@ func (p *phone) tellLinks(ctx context.Context) error {
 	return nil
 }
 
+// linkTimeout bounds the telling of a link: egressd loads a gate for it, and the watcher misses init's beat a little later.
+const linkTimeout = 2 * time.Second
+
 // tellLink tells egressd, and the watcher before and after it.
 func (p *phone) tellLink(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, linkTimeout)
 	defer cancel()
 	p.tell()
 	if _, err := p.gate.Link(ctx, p.dynamic[name].index, p.facts(name)); err != nil {
@@ -256,9 +260,13 @@ func (p *phone) setLease(ctx context.Context, device string, family int, want le
 	d.leases[family] = want
 	// A severed gate is told when it is attached again; the floor drops until then.
 	if !p.severed {
-		if err := p.tellLink(ctx, device); err != nil {
+		err := p.tellLink(ctx, device)
+		if refused := (*ask.RefusedError)(nil); errors.As(err, &refused) {
 			d.leases[family] = leased{}
 			return err
+		} else if err != nil {
+			// Nobody knows which facts are in force. This egressd ends; the next one is told the new ones.
+			p.close(err.Error())
 		}
 	}
 	err := p.blackDo(func() error { return p.route(device, want) })
