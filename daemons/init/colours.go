@@ -38,8 +38,15 @@ var quiet = map[string]string{
 	"net.ipv4.conf.all.send_redirects":           "0",
 	"net.ipv4.conf.all.rp_filter":                "1", // strict: an answer must go the way it came
 	"net.ipv4.conf.default.rp_filter":            "1",
-	"net.ipv4.icmp_echo_ignore_all":              "1",
-	"net.ipv6.icmp.echo_ignore_all":              "1",
+	// No device is taken out of the IPsec policies; what the desk has for its own would be inherited.
+	"net.ipv4.conf.all.disable_xfrm":       "0",
+	"net.ipv4.conf.all.disable_policy":     "0",
+	"net.ipv4.conf.default.disable_xfrm":   "0",
+	"net.ipv4.conf.default.disable_policy": "0",
+	"net.ipv6.conf.all.disable_policy":     "0",
+	"net.ipv6.conf.default.disable_policy": "0",
+	"net.ipv4.icmp_echo_ignore_all":        "1",
+	"net.ipv6.icmp.echo_ignore_all":        "1",
 }
 
 // makeColours makes the cgroups, moves init into its own, and makes the namespaces. Init's own namespace stays as a dead end
