@@ -50,6 +50,7 @@ func TestPair(t *testing.T) {
 	play(t, w,
 		scene{"measured", measuredAll},
 		scene{"desk unaffected", unaffected},
+		scene{"not one room", notOneRoom},
 		scene{"bad policies", badPolicies},
 		scene{"up says why", upSaysWhy},
 		scene{"keystore lost", keystoreLost},
