@@ -67,8 +67,10 @@ func Attempt(ctx context.Context, text string, out io.Writer) error {
 		r = child(ctx, o)
 	case kindTake:
 		r = take(job)
-	case kindAdmit, kindSupplie:
+	case kindAdmit, kindCommand:
 		r = fool(ctx, o)
+	case kindSelf:
+		r.Refused = self("/proc/self")
 	case kindWish:
 		r = wishFor(ctx, o.Inner)
 	default:
@@ -223,4 +225,27 @@ func wishFor(ctx context.Context, inner []netip.Addr) (r result) {
 		r.did("wish for "+a.String(), err)
 	}
 	return r
+}
+
+// self is what a process is to the kernel: whom it runs as, what it may, in which namespaces and control group.
+func self(dir string) string {
+	var b strings.Builder
+	text, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return err.Error()
+	}
+	for line := range strings.Lines(string(text)) {
+		switch name, _, _ := strings.Cut(line, ":"); name {
+		case "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp":
+			b.WriteString(strings.Join(strings.Fields(line), " ") + "\n")
+		}
+	}
+	for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"} {
+		link, err := os.Readlink(dir + "/ns/" + ns)
+		if err != nil {
+			link = err.Error()
+		}
+		b.WriteString(link + "\n")
+	}
+	return b.String()
 }

@@ -4,6 +4,6 @@
 // raw and packet sockets, the other namespaces, other processes' sockets, and what egressd and init would have to be fooled
 // into. Each try carries a marker that an unfiltered capture outside looks for.
 //
-// What is left to it is what tunneld is for: packets of its own to the admitted gateway's tunnel port, with any payload and any
+// What is left to it is what tunneld is for: packets of its own to the admitted gateway, with any payload and any
 // header field that a UDP socket may set. The rows that say "left to it" name them one by one; see docs/known-limits.md.
 package usurp

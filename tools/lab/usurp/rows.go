@@ -10,7 +10,7 @@ type Outcome string
 // The outcomes.
 const (
 	Stopped Outcome = "stopped"    // refused, or not seen outside
-	Left    Outcome = "left to it" // seen outside, on its way to the admitted gateway's tunnel port and nowhere else
+	Left    Outcome = "left to it" // seen outside, on its way to the admitted gateway and nowhere else
 	Leaked  Outcome = "leaked"     // seen outside in any other frame
 	Granted Outcome = "granted"    // a door did what it was asked
 	Broken  Outcome = "broken"     // could not be tried
@@ -37,8 +37,9 @@ const (
 	kindChild   = "child"   // from a child's child
 	kindTake    = "take"    // another process's sockets and namespaces
 	kindAdmit   = "admit"   // ask egressd
-	kindSupplie = "command" // ask egressd for what only init may
+	kindCommand = "command" // ask egressd for what only init may
 	kindWish    = "wish"    // ask init
+	kindSelf    = "self"    // say what it is; no row
 )
 
 // Rows are all tries.
@@ -63,15 +64,16 @@ func Rows() []Row {
 		{Name: "sockets and namespaces of others", Kind: kindTake, To: "host", Want: Stopped},
 
 		{Name: "admission of a gateway that no policy names", Kind: kindAdmit, Want: Stopped, Families: v4},
-		{Name: "what only init may ask of egressd", Kind: kindSupplie, Want: Stopped, Families: v4},
+		{Name: "what only init may ask of egressd", Kind: kindCommand, Want: Stopped, Families: v4},
 		{Name: "false inner addresses from init", Kind: kindWish, Want: Stopped, Families: v4},
 
 		{Name: "a field: options", Kind: kindField, To: "gateway", Want: Stopped, Twin: true, Families: v4},
 		{Name: "a field: hop-by-hop", Kind: kindField, To: "gateway", Want: Stopped, Twin: true, Families: v6},
 		{Name: "a field: destination", Kind: kindField, To: "gateway", Want: Stopped, Twin: true, Families: v6},
-		{Name: "a field: fragments", Kind: kindField, To: "gateway", Want: Stopped, Twin: true},
 		{Name: "a field: UDP-Lite", Kind: kindField, To: "gateway", Want: Stopped, Twin: true},
-		{Name: "a field: source", Kind: kindField, To: "gateway", Want: Stopped, Twin: true},
+		{Name: "a field: source", Kind: kindField, To: "gateway", Want: Stopped, Families: v4},
+		{Name: "a field: source", Kind: kindField, To: "gateway", Want: Left, Families: v6}, // docs/known-limits.md
+		{Name: "a field: fragments", Kind: kindField, To: "gateway", Want: Left},
 		{Name: "a field: flowlabel", Kind: kindField, To: "gateway", Want: Left, Families: v6},
 		{Name: "a field: payload", Kind: kindField, To: "gateway", Want: Left},
 		{Name: "a field: ttl", Kind: kindField, To: "gateway", Want: Left},
