@@ -174,6 +174,13 @@ func TestLeaseIsSetAndTakenBack(t *testing.T) {
 	if len(p.report.Devices[0].Addresses) != 0 {
 		t.Errorf("reported as %v", p.report.Devices[0].Addresses)
 	}
+	// An egressd whose answer is not known may have taken the facts or not: the gate is severed, the next egressd is told.
+	if err := p.gate.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if p.grantLease(t.Context(), lease4("203.0.113.77", "203.0.113.254")); !p.severed || !p.report.Closed || p.facts("wwan0").Addr4.String() != "203.0.113.77" {
+		t.Errorf("severed %t, closed %t, facts %+v", p.severed, p.report.Closed, p.facts("wwan0"))
+	}
 }
 
 // TestGateThatIsNotToldHasNoAddress: an address is set only behind a gate that knows it.
