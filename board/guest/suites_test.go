@@ -26,7 +26,8 @@ var short = []suite{
 	{name: "guard", folder: "internal/sandbox/guard", want: []string{"TestInstallTakesTheFormThatTheKernelRuns", "TestRootInTheHandsetIsRefused",
 		"TestWithoutTheGuardEachAttemptWorks", "TestTheDeskIsNotAffected", "TestTheHandsetLoadsNoModule", "TestTrustIsThePidfdsAlone", "TestHotpluggedDeviceStaysDown",
 		"TestGuardReadBackNoticesAMissingPinAndADetachedLink"}},
-	{name: "gate", folder: "vpn/enforce", want: []string{"TestRealPackets", "TestUnpinnedAndClosedLeavesTheFloor", "TestEachReason"}},
+	{name: "gate", folder: "vpn/enforce", want: []string{"TestRealPackets", "TestUnpinnedAndClosedLeavesTheFloor", "TestEachReason",
+		"TestKernelKeepsTheLevelRule"}},
 	{name: "hostile", folder: "board/scenario/hostile", want: []string{"TestAttackTable"}},
 }
 
