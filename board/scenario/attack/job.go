@@ -71,7 +71,8 @@ type Job struct {
 	// Path is the control group that kind joined moves into, or the folder of
 	// the pins that kind detached opens.
 	Path string
-	// PID is the process that kind stolen takes its socket from.
+	// PID is the tunnel's daemon: kind stolen takes its socket, kinds joined and
+	// detached its uid.
 	PID int
 	// NoPacket leaves out AF_PACKET in the kinds that try several ways
 	// (constant, hotplug), where trying it was the sender's end.

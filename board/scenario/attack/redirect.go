@@ -183,7 +183,8 @@ func (j Job) script(device string) string {
 	lines := []string{"for i in $(seq 100); do ip link show dev " + device + " >/dev/null 2>&1 && break; sleep 0.05; done",
 		"set -e", j.ip("addr add %s/%d dev %s%s", j.Source, bits, device, nodad), "ip link set " + device + " up",
 		j.ip("neigh replace %s lladdr %s dev %s nud permanent", j.elsewhere(), j.nextHop(), device), j.ip("route replace %s dev %s", j.elsewhere(), device),
-		fmt.Sprintf("printf '%s' > /dev/udp/%s/9", octets.String(), j.elsewhere()), "sleep 0.3"}
+		// A device that has just come up may drop the first.
+		fmt.Sprintf("for i in 1 2 3 4 5; do printf '%s' > /dev/udp/%s/9; sleep 0.2; done", octets.String(), j.elsewhere())}
 	return strings.Join(lines, "\n")
 }
 

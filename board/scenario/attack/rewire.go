@@ -185,7 +185,10 @@ func (j Job) sendTo(t *tally, to netip.Addr, port uint16) {
 		// As a sender that has a choice would: elsewhere's route may pick none. It may be taken away by now.
 		_ = unix.Bind(fd, sockaddr(j.Source, 0, 0))
 	}
-	datagrams(t, fd, sockaddr(to, port, 0), j.Marker[:], j.count(), "udp send")
+	for range j.count() {
+		datagrams(t, fd, sockaddr(to, port, 0), j.Marker[:], 1, "udp send")
+		time.Sleep(50 * time.Millisecond) // a device that has just come up may drop the first
+	}
 }
 
 // queued is how long what a sender set going may take to leave.

@@ -99,7 +99,7 @@ func bpf(command int, attr unsafe.Pointer, size uintptr) (int, error) {
 }
 
 // runDetached opens every pin under Job.Path and detaches its link, asks for links by number, tries to detach by device,
-// deletes the floor, and sends.
+// deletes the nft tables and the floor, and sends: to anywhere, and as the tunnel.
 func runDetached(ctx context.Context, j Job, t *tally) {
 	detached := 0
 	if err := filepath.WalkDir(j.Path, func(path string, d os.DirEntry, err error) error {
@@ -140,16 +140,38 @@ func runDetached(ctx context.Context, j Job, t *tally) {
 			t.refused("detach by device", err)
 		}
 	}
+	t.tool("nft", "flush", "ruleset") // the tables that another owns stay
 	runNoFloor(ctx, j, t)
+	j.sendAsTunnel(t)
+	settle(ctx, queued)
 }
 
-// runJoined moves the sender into the control group Job.Path and speaks to the gateway as the tunnel.
+// sendAsTunnel sends to the gateway's tunnel port from a socket of the uid that the tunnel's daemon has, which root may take
+// on.
+func (j Job) sendAsTunnel(t *tally) {
+	var daemon unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d", j.PID), &daemon); err != nil {
+		t.refused("look at the tunnel's daemon", err)
+		return
+	}
+	if os.Geteuid() == 0 {
+		// Sockets are of the effective uid of the thread that opens them.
+		runtime.LockOSThread()
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(daemon.Uid), ^uintptr(0)); errno != 0 {
+			t.refused("take on the tunnel's uid", errno)
+			return
+		}
+	}
+	j.sendTo(t, j.Target, tunnelPort)
+}
+
+// runJoined moves the sender into the control group Job.Path and speaks to the gateway as the tunnel, its uid too.
 func runJoined(_ context.Context, j Job, t *tally) {
 	if err := os.WriteFile(filepath.Join(j.Path, "cgroup.procs"), []byte("0"), 0); err != nil {
 		t.refused("join", err)
 		return
 	}
-	j.sendTo(t, j.Target, tunnelPort)
+	j.sendAsTunnel(t)
 }
 
 // runStolen takes a copy of each UDP socket of process Job.PID and sends by it.

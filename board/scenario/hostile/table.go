@@ -22,11 +22,12 @@ func Privileges() []Privilege { return []Privilege{Admin, Raw, Root} }
 // Layers is what is there in one attempt.
 type Layers string
 
-// The sets of layers.
+// The sets of layers, each with those before it.
 const (
-	None   Layers = "none"
-	Packet Layers = "floor and gate"
-	All    Layers = "floor, gate and guard"
+	None   Layers = "nothing"
+	Gate   Layers = "floor and gate"
+	Packet Layers = "nft and xfrm too"
+	All    Layers = "the guard too"
 )
 
 // Stopper is what stops an attempt.
@@ -34,10 +35,11 @@ type Stopper string
 
 // The stoppers.
 const (
-	Kernel  Stopper = "kernel"      // this privilege is not enough, whatever the layers
-	ByGate  Stopper = "floor, gate" // the packet layer
-	ByGuard Stopper = "guard"       // the packet layer does not see it
-	NoWay   Stopper = "no way out"  // it ruins the radio, and nothing can come out
+	Kernel     Stopper = "kernel"     // this privilege is not enough, whatever the layers
+	ByGate     Stopper = "gate"       // floor and gate alone
+	ByBackstop Stopper = "nft, xfrm"  // not floor and gate, but the layers behind them
+	ByGuard    Stopper = "guard"      // no packet layer sees it, or it is stripped of them
+	NoWay      Stopper = "no way out" // it ruins the radio, and nothing can come out
 )
 
 // entry is one row of the table.
@@ -80,7 +82,7 @@ func table() []entry {
 		{attack.Raw, [3]Stopper{Kernel, ByGate, ByGate}},
 		{attack.Impostor, [3]Stopper{Kernel, ByGate, ByGate}},
 		{attack.Packet, [3]Stopper{Kernel, ByGate, ByGate}},
-		{attack.PacketBypass, [3]Stopper{Kernel, ByGuard, ByGuard}},
+		{attack.PacketBypass, [3]Stopper{Kernel, ByBackstop, ByBackstop}},
 		{attack.PacketRing, [3]Stopper{Kernel, ByGate, ByGate}},
 		{attack.XDP, [3]Stopper{Kernel, ByGuard, ByGuard}},
 	}
@@ -112,10 +114,12 @@ func (c Cell) layers() (sets []Layers, leaks []bool) {
 	switch c.Stopper {
 	case Kernel, NoWay:
 		return []Layers{None, All}, []bool{false, false}
+	case ByBackstop:
+		return []Layers{Gate, Packet, All}, []bool{true, false, false}
 	case ByGuard:
 		return []Layers{Packet, All}, []bool{true, false}
 	}
-	return []Layers{None, Packet, All}, []bool{true, false, false}
+	return []Layers{None, Gate, All}, []bool{true, false, false}
 }
 
 // Named returns the cells of one kind and privilege.

@@ -18,6 +18,8 @@ import (
 	"rempart/internal/link"
 	"rempart/vpn/egress"
 	"rempart/vpn/enforce"
+	"rempart/vpn/enforce/nft"
+	"rempart/vpn/enforce/xfrm"
 )
 
 // The world's addresses (RFC 5737, RFC 3849).
@@ -34,12 +36,14 @@ const (
 	radio      = "wwan0"
 	far        = "far0"
 	tunnelPort = 51820
+	tunnelUID  = 903
 )
 
 // world is black with a radio, the far end with its capture, and the tunnel's daemon.
 type world struct {
 	black, outside *link.NS
 	gate           *enforce.Gate
+	tables         *nft.Owner
 	pins           string
 	groups         groups
 	capture        *capture
@@ -97,6 +101,14 @@ func (w *world) furnish(ctx context.Context, r *runner, layers Layers, f attack.
 			return err
 		}
 	}
+	if layers == Packet || layers == All {
+		if w.tables, err = nft.Open(); err != nil {
+			return err
+		}
+		if err := errors.Join(w.tables.Put(nft.Released(radio, w.policy(), tunnelUID)), xfrm.Put(xfrm.Classes(w.policy()))); err != nil {
+			return err
+		}
+	}
 	for _, step := range []error{link.SetQuiet(radio), link.AddAddr(radio, radioV4), link.AddAddr(radio, radioV6), link.SetUp("lo"), link.SetUp(radio),
 		link.AddNeighbour(radio, gatewayV4, farMAC), link.AddNeighbour(radio, gatewayV6, farMAC)} {
 		if step != nil {
@@ -132,6 +144,9 @@ func (w *world) close() error {
 	}
 	if w.gate != nil {
 		errs = append(errs, w.gate.Release())
+	}
+	if w.tables != nil {
+		errs = append(errs, w.tables.Close())
 	}
 	if w.pins != "" {
 		errs = append(errs, os.RemoveAll(w.pins))
@@ -200,7 +215,7 @@ func (r *runner) start(group string, p Privilege, j attack.Job, out *os.File) (*
 	case Raw:
 		cmd.SysProcAttr.Credential, cmd.SysProcAttr.AmbientCaps = user, []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}
 	case "": // the tunnel's daemon
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 903, Gid: 903, NoSetGroups: true}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: tunnelUID, Gid: tunnelUID, NoSetGroups: true}
 	}
 	return cmd, cmd.Start()
 }
