@@ -46,6 +46,7 @@ func benchmarks() []benchmark {
 	return []benchmark{
 		{"boot", "init's first line to tunnel up", boot},
 		{"call", "dial to first decoded audio, latency, exactness", call},
+		{"device", "the layers of a new device", newDevices},
 		{"gate", "the gate's decision on a frame", gate},
 		{"idle", "egressd while nobody asks it anything", idle},
 		{"tcp", "TCP through the tunnel against plain wireguard-go", tcp},
