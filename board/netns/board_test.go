@@ -196,7 +196,8 @@ func TestMachineSeesItselfAlone(t *testing.T) {
 	if got := strings.Join(s.Env, " "); got != "PATH=/bin REMPART_FDS=tpm" {
 		t.Errorf("environment %q", got)
 	}
-	if got, want := strings.Join(s.Args, " "), "/bin/init radio=wwan0,203.0.113.11/24,2001:db8:113::11/64,203.0.113.254,2001:db8:113::fe,02:52:45:4d:50:fe"; got != want {
+	if got, want := strings.Join(s.Args, " "), "/bin/init radio=wwan0,203.0.113.11/24,2001:db8:113::11/64,203.0.113.254,2001:db8:113::fe,02:52:45:4d:50:fe "+
+		"modem=usb1,192.0.2.11/24,2001:db8:2::11/64,192.0.2.254,2001:db8:2::fe,02:52:45:4d:50:fe"; got != want {
 		t.Errorf("arguments %q, want %q", got, want)
 	}
 	// Every descriptor is one of these: null device, console pipe, TPM, and

@@ -23,7 +23,11 @@ const (
 var (
 	routerMAC = net.HardwareAddr{0x02, 0x52, 0x45, 0x4d, 0x50, 0xfe}
 	router4   = netip.MustParsePrefix("203.0.113.254/24")
-	router6   = netip.MustParsePrefix("2001:db8:113::fe/64")
+	// The modems' way out.
+	modemRouter4 = netip.MustParsePrefix("192.0.2.254/24")
+	modemRouter6 = netip.MustParsePrefix("2001:db8:2::fe/64")
+
+	router6 = netip.MustParsePrefix("2001:db8:113::fe/64")
 )
 
 // InternetHosts returns the addresses of the hosts behind the router. They
@@ -64,12 +68,40 @@ func RadioOf(name string, number int) Radio {
 	}
 }
 
+// modemDevice is a device that every machine knows and that may be plugged in.
+const modemDevice = "usb1"
+
+// ModemOf returns the modem of a machine: as a radio, but on networks of its own
+// (RFC 5737, RFC 3849), and there only while it is plugged in.
+func ModemOf(name string, number int) Radio {
+	r := RadioOf(name, number)
+	n := strconv.Itoa(number)
+	r.Device, r.Port = modemDevice, hotPort(name, modemDevice)
+	r.V4, r.V6 = netip.MustParsePrefix("192.0.2."+n+"/24"), netip.MustParsePrefix("2001:db8:2::"+n+"/64")
+	r.Router4, r.Router6 = modemRouter4.Addr(), modemRouter6.Addr()
+	r.machineMAC = hotMAC(r.machineMAC)
+	r.MAC = r.machineMAC.String()
+	return r
+}
+
+func hotPort(machine, device string) string { return "hot-" + machine + "-" + device }
+
+func hotMAC(mac net.HardwareAddr) net.HardwareAddr {
+	hot := slices.Clone(mac)
+	hot[4] = 1
+	return hot
+}
+
 // argument is the radio as init is told of it on its command line.
 func (r Radio) argument() string {
 	if r.DHCP {
 		return fmt.Sprintf("radio=%s,dhcp,%s", r.Device, r.MAC)
 	}
-	return fmt.Sprintf("radio=%s,%s,%s,%s,%s,%s", r.Device, r.V4, r.V6, r.Router4, r.Router6, r.RouterMAC)
+	word := "radio"
+	if r.Device == modemDevice {
+		word = "modem"
+	}
+	return fmt.Sprintf(word+"=%s,%s,%s,%s,%s,%s", r.Device, r.V4, r.V6, r.Router4, r.Router6, r.RouterMAC)
 }
 
 // buildInternet makes the bridge, the router and the hosts in the calling
@@ -103,6 +135,8 @@ func buildInternet() error {
 		link.SetUp(bridgeName),
 		link.AddAddr(bridgeName, router4),
 		link.AddAddr(bridgeName, router6),
+		link.AddAddr(bridgeName, modemRouter4),
+		link.AddAddr(bridgeName, modemRouter6),
 	)
 	for _, host := range InternetHosts() {
 		err = errors.Join(err, link.AddAddr("lo", netip.PrefixFrom(host, host.BitLen())))
@@ -149,12 +183,11 @@ func (r Radio) plug(machine *link.NS, offload bool) error {
 // port of the air like any, named after machine and device.
 func (r Radio) hotPlug(machine, device string, pid int, offload bool) (Radio, error) {
 	extra := r
-	extra.Device, extra.Port = device, "hot-"+machine+"-"+device
+	extra.Device, extra.Port = device, hotPort(machine, device)
 	if len(device) == 0 || len(extra.Port) > 15 || strings.ContainsAny(device, "/ \t\n:%") {
 		return Radio{}, fmt.Errorf("cannot plug in device %q: at most %d bytes, no space, slash, colon", device, 15-len("hot--")-len(machine))
 	}
-	extra.machineMAC = slices.Clone(r.machineMAC)
-	extra.machineMAC[4] = 1
+	extra.machineMAC = hotMAC(r.machineMAC)
 	extra.MAC = extra.machineMAC.String()
 	ns, err := link.OpenPID(pid)
 	if err != nil {
@@ -168,7 +201,10 @@ func (r Radio) hotPlug(machine, device string, pid int, offload bool) (Radio, er
 	if !offload {
 		err = errors.Join(link.SetGSOMaxSegs(extra.Port, 1), link.SetTXChecksum(extra.Port, false))
 	}
-	// No neighbours: the router goes on looking for the machine at its radio.
+	// The router goes on looking for the machine at its radio; a modem has addresses of its own.
+	if device == modemDevice {
+		err = errors.Join(err, link.AddNeighbour(bridgeName, r.V4.Addr(), extra.machineMAC), link.AddNeighbour(bridgeName, r.V6.Addr(), extra.machineMAC))
+	}
 	if err := errors.Join(err, link.SetMaster(extra.Port, bridgeName), link.SetUp(extra.Port)); err != nil {
 		return Radio{}, errors.Join(fmt.Errorf("cannot plug in %s: %w", device, err), extra.unplug())
 	}

@@ -218,7 +218,7 @@ func (m *machine) folders() error {
 func (m *machine) firmware(chip *tpm, hs *os.File) (cmd *exec.Cmd, fire func() error, err error) {
 	cmd, err = again(stageFirmware, firmwareSpec{
 		Name: m.spec.Name, Image: m.spec.Image, Root: m.mountPoint(),
-		State: m.paths.State, Audio: m.paths.Audio, Args: []string{m.radio.argument()},
+		State: m.paths.State, Audio: m.paths.Audio, Args: []string{m.radio.argument(), ModemOf(m.spec.Name, m.spec.Number).argument()},
 	})
 	if err != nil {
 		return nil, nil, err
@@ -389,7 +389,11 @@ func (m *machine) hotPlug(device string) error {
 	if _, there := m.extra[device]; there || device == m.radio.Device {
 		return fmt.Errorf("cannot plug in %s: %s has one of that name", device, m.spec.Name)
 	}
-	r, err := m.radio.hotPlug(m.spec.Name, device, m.init.Pid, m.spec.Offload)
+	as := m.radio
+	if device == modemDevice {
+		as = ModemOf(m.spec.Name, m.spec.Number)
+	}
+	r, err := as.hotPlug(m.spec.Name, device, m.init.Pid, m.spec.Offload)
 	if err != nil {
 		return err
 	}

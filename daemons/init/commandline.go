@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,22 +18,32 @@ type radio struct {
 
 	dhcp bool             // addresses and router come from the network, and the others stay empty
 	mac  net.HardwareAddr // the link address to use then; nil: a random one
+
+	later bool // it need not be there at the boot
 }
 
 // maxRadios bounds the devices of one handset.
 const maxRadios = 8
 
 // parseCommandLine reads the radios from the kernel command line, words of the form
-// radio=DEVICE,V4/LEN,V6/LEN,VIA4,VIA6,VIAMAC, or radio=DEVICE,dhcp[,MAC] for one that leases its addresses. Other words belong to others and are passed over.
+// radio=DEVICE,V4/LEN,V6/LEN,VIA4,VIA6,VIAMAC, or radio=DEVICE,dhcp[,MAC] for one that leases its addresses. A
+// word modem=… has the fields of a fixed radio and names one that may come and go. Other words belong to others and are passed
+// over.
 func parseCommandLine(args []string) ([]radio, error) {
 	var radios []radio
 	seen := map[string]bool{}
 	for _, a := range args {
 		text, ok := strings.CutPrefix(a, "radio=")
+		later := false
 		if !ok {
-			continue
+			if text, later = strings.CutPrefix(a, "modem="); !later {
+				continue
+			}
 		}
 		r, err := parseRadio(text)
+		if r.later = later; err == nil && r.later && r.dhcp {
+			err = errors.New("a modem that comes and goes cannot lease its address: linkd is given its radios once")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot read the radio %q: %w", text, err)
 		}

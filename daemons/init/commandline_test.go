@@ -69,6 +69,19 @@ func TestCommandLineLeases(t *testing.T) {
 	}
 }
 
+func TestModemMayComeLater(t *testing.T) {
+	modem := strings.Replace(strings.Replace(goodRadio, "radio=", "modem=", 1), "wwan0", "usb1", 1)
+	radios, err := parseCommandLine([]string{goodRadio, modem})
+	if err != nil || len(radios) != 2 || radios[0].later || !radios[1].later || radios[1].name != "usb1" || radios[1].v4 != radios[0].v4 {
+		t.Errorf("%+v, %v", radios, err)
+	}
+	for name, words := range map[string][]string{"a name twice": {goodRadio, strings.Replace(goodRadio, "radio=", "modem=", 1)}, "a lease": {"modem=usb1,dhcp"}, "no fields": {"modem="}} {
+		if radios, err := parseCommandLine(words); err == nil {
+			t.Errorf("%s: %+v", name, radios)
+		}
+	}
+}
+
 func FuzzCommandLine(f *testing.F) {
 	f.Add(goodRadio)
 	f.Add("radio=,,,,,")

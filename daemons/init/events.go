@@ -11,6 +11,7 @@ const (
 	eventClose   journal.ID = "phone.close"     // subject: why
 	eventOpen    journal.ID = "phone.release"   // the policy's classes may be admitted again
 	eventDevice  journal.ID = "device.appeared" // subject: device
+	eventGone    journal.ID = "device.gone"     // subject: device
 	eventReread  journal.ID = "gate.readback"   // subject: device
 	eventWish    journal.ID = "tunnel.address"  // subject: address
 	eventLease   journal.ID = "link.address"    // subject: device

@@ -90,8 +90,10 @@ func (p *phone) raiseDynamic(r radio, index int) error {
 
 // raiseAgain brings a radio up that was taken down: IPv6 addresses and all routes went with that.
 func (p *phone) raiseAgain(r radio, d *dynamic) error {
-	err := errors.Join(link.SetUp(r.name), link.AddAddr(r.name, netip.PrefixFrom(d.local6, 128)))
-	if err != nil {
+	if err := link.SetUp(r.name); err != nil {
+		return err
+	}
+	if err := link.AddAddr(r.name, netip.PrefixFrom(d.local6, 128)); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	for _, l := range d.leases {

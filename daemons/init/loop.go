@@ -53,7 +53,7 @@ func (p *phone) loop(ctx context.Context) error {
 		case w := <-wishes:
 			w.reply <- p.grant(ctx, w)
 		case d := <-devices:
-			p.deviceChanged(d)
+			p.deviceChanged(ctx, d, again)
 		case h := <-p.reports:
 			if !p.hear(h, again) {
 				continue // nothing to publish

@@ -28,7 +28,7 @@ func main() {
 		}
 		radios, err := parseCommandLine(os.Args[1:])
 		if err != nil {
-			return run.Hint(err, "the board gives init its radios as radio=DEVICE,V4/LEN,V6/LEN,VIA4,VIA6,VIAMAC")
+			return run.Hint(err, "the board gives init its radios as radio=DEVICE,V4/LEN,V6/LEN,VIA4,VIA6,VIAMAC, and later ones as modem=…")
 		}
 		err = runPhone(ctx, newPhone(started, j, tpm, radios))
 		if errors.Is(err, errRestart) {

@@ -36,6 +36,9 @@ func (p *phone) layFloor(context.Context) (string, error) {
 	}
 	for _, r := range p.radios {
 		if _, err := link.Index(r.name); err != nil {
+			if r.later {
+				continue
+			}
 			return "", run.Hint(err, "the command line names a radio that this board does not have")
 		}
 		if err := link.MoveTo(r.name, p.black); err != nil {

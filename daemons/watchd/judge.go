@@ -48,7 +48,8 @@ func (w *watcher) compareOn(ctx context.Context, devices []watch.Device) (differ
 	if difference == nil && w.levels != nil {
 		difference = w.hooks()
 	}
-	if difference == nil && w.behind != nil {
+	// With a device its table goes, and init is about to say so.
+	if difference == nil && w.behind != nil && len(devices) == len(w.orders.Devices) {
 		difference = w.backstop()
 	}
 	return difference, noAnswer

@@ -56,6 +56,7 @@ func TestPair(t *testing.T) {
 		scene{"keystore lost", keystoreLost},
 		scene{"hung egressd", hungEgressd},
 		scene{"watcher", watcher},
+		scene{"modem", modem},
 		scene{"doctor", doctors},
 		scene{"wrong PIN", wrongPIN},
 		scene{"cut around unlocks", cutAroundUnlocks},
