@@ -34,6 +34,8 @@ func (p *phone) loop(ctx context.Context) error {
 	again := make(chan string, 16)
 	if p.watcher != nil {
 		p.watcher.heard = time.Now() // nobody has listened during the boot
+		p.progress.Store(mono())
+		p.wake()
 	}
 	beat, last := time.NewTicker(watch.Beat), time.Now()
 	defer beat.Stop()
@@ -41,6 +43,7 @@ func (p *phone) loop(ctx context.Context) error {
 		p.release(ctx, again)
 	}
 	for {
+		p.progress.Store(mono())
 		select {
 		case <-ctx.Done():
 			return run.ErrStopped

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -77,8 +78,9 @@ type phone struct {
 	told          map[string]egress.LinkFacts // what egressd was last told of a radio's link
 
 	sup      *supervisor
-	changing bool     // what stands behind the gate
-	watcher  *watcher // nil: no watchd runs
+	changing bool         // what stands behind the gate
+	watcher  *watcher     // nil: no watchd runs
+	progress atomic.Int64 // when the loop last went on, mono
 	reports  chan heard
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,9 +26,11 @@ const (
 // watcher is init's end of watchd. One life of watchd has one.
 type watcher struct {
 	conn       *net.UnixConn
-	theirs     *os.File // until it is handed over
-	generation uint32   // of the last orders
-	good       bool     // it has read all back since it was started, and it is as it should be
+	theirs     *os.File    // until it is handed over
+	generation uint32      // of the last orders
+	awake      atomic.Bool // it is beaten for
+	closed     atomic.Bool
+	good       bool // it has read all back since it was started, and it is as it should be
 	heard      time.Time
 }
 
@@ -62,6 +65,8 @@ func (p *phone) closeWatcher() {
 		return
 	}
 	p.watcher = nil
+	w.awake.Store(true) // so that who beats for it ends
+	w.closed.Store(true)
 	_ = w.conn.Close()   // a socket pair to a process that is dead
 	_ = w.theirs.Close() // closed already, unless it was never started
 }
@@ -86,7 +91,25 @@ func (p *phone) greetWatcher() error {
 			p.reports <- heard{w, r}
 		}
 	}()
+	go p.beatFor(w)
 	return p.order()
+}
+
+// stuckAfter is how long one act of the loop may take before init counts as hanging: above all bounds on what it asks.
+const stuckAfter = 10 * time.Second
+
+// beatFor tells a watchd that init lives, from its first read-back on and as long as the loop goes on. An init that is stopped
+// or frozen stops here too.
+func (p *phone) beatFor(w *watcher) {
+	for {
+		time.Sleep(watch.Beat)
+		if !w.awake.Load() || mono()-p.progress.Load() > int64(stuckAfter) {
+			continue
+		}
+		if w.say(watch.Orders{Beat: true}) != nil && w.closed.Load() {
+			return
+		}
+	}
 }
 
 // order tells watchd what should be in force from now on. It comes before what loosens that, and after what tightens it.
@@ -197,10 +220,7 @@ func (p *phone) hear(h heard, again chan string) bool {
 		}
 		if h.Generation == p.watcher.generation && !p.watcher.good {
 			p.watcher.good = true
-			// From the first beat on watchd judges init's silence.
-			if err := p.watcher.say(watch.Orders{Beat: true}); err != nil {
-				p.journal.Event(eventWatch, "watchd", journal.Failure, "reason", err.Error())
-			}
+			p.wake()
 			p.journal.Event(eventWatch, "watchd", journal.Success, "generation", fmt.Sprint(h.Generation))
 			p.later(0, "", again)
 		}
@@ -225,7 +245,15 @@ func (p *phone) hear(h heard, again chan string) bool {
 	return true
 }
 
-// beat tells watchd that init lives, and takes the radios down if watchd does not.
+// wake begins to beat for watchd: from now on it judges init's silence.
+func (p *phone) wake() {
+	p.watcher.awake.Store(true)
+	if err := p.watcher.say(watch.Orders{Beat: true}); err != nil {
+		p.journal.Event(eventWatch, "watchd", journal.Failure, "reason", err.Error())
+	}
+}
+
+// beat takes the radios down if watchd is silent.
 func (p *phone) beat(since time.Duration) (changed bool) {
 	w := p.watcher
 	if w == nil {
@@ -234,7 +262,7 @@ func (p *phone) beat(since time.Duration) (changed bool) {
 	if since > watch.Silence {
 		w.heard = time.Now() // init itself was stopped, or the machine was
 	}
-	if err := w.say(watch.Orders{Beat: true}); err == nil && time.Since(w.heard) <= watch.Silence {
+	if time.Since(w.heard) <= watch.Silence {
 		return false
 	}
 	p.lower("watchd is silent")

@@ -41,18 +41,29 @@ func (w *watcher) compareOn(ctx context.Context, devices []watch.Device) (differ
 			return fmt.Errorf("%s: %w", d.Name, err), nil
 		}
 	}
-	difference, noAnswer = w.gates(ctx, devices)
-	if difference == nil && w.guard != nil {
-		difference = w.guard.ReadBack()
+	if difference, noAnswer = w.gates(ctx, devices); difference != nil {
+		return difference, noAnswer
 	}
-	if difference == nil && w.levels != nil {
-		difference = w.hooks()
+	for _, part := range []struct {
+		there bool
+		read  func() error
+	}{
+		{w.guard != nil, func() error { return w.guard.ReadBack() }},
+		{w.levels != nil, w.hooks},
+		// With a device its table goes, and init is about to say so.
+		{w.behind != nil && len(devices) == len(w.orders.Devices), w.backstop},
+	} {
+		if !part.there {
+			continue
+		}
+		if err := w.beat(); err != nil {
+			return err, nil
+		}
+		if err := part.read(); err != nil {
+			return err, noAnswer
+		}
 	}
-	// With a device its table goes, and init is about to say so.
-	if difference == nil && w.behind != nil && len(devices) == len(w.orders.Devices) {
-		difference = w.backstop()
-	}
-	return difference, noAnswer
+	return nil, noAnswer
 }
 
 // hooks compares the level hooks at the handset's cgroup, where the guard may have programs too.
