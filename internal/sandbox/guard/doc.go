@@ -38,7 +38,8 @@
 //     radio away (the watcher notices, and takes the radios down) and redirect, with a filter on an admitted device, to another device of
 //     the same namespace. It cannot bring a new device there: moving it takes a netlink socket in the namespace where it
 //     was born;
-//   - a device that was moved or deleted leaves its admitted number to the next one that takes it in that namespace;
+//   - a device that was moved or deleted leaves its admitted number to the next one that takes it in that namespace, until
+//     init has heard of it and revoked it;
 //   - packets without a socket (forwarded, duplicated by netfilter, a kernel tunnel's outer ones) meet no device rule;
 //   - ptrace, /proc/PID/mem and process_vm_writev on supervisors: root in the handset that writes into init is init;
 //   - writing to cgroup2 and bpffs: a process that sees the desk's cgroup tree can leave the handset. A removed pin is
