@@ -93,7 +93,7 @@ func modem(t *testing.T, w *world) {
 	from := "ether src " + usb.MAC
 	gateway := w.machine(t, "gateway").Radio
 	tunnel := "udp dst port 51820 and (dst host " + gateway.V4.Addr().String() + " or dst host " + gateway.V6.Addr().String() + ")"
-	if n := frames(from + " and " + tunnel); n < 100 {
+	if n := frames(from + " and " + tunnel); n < 20 {
 		t.Errorf("%d frames of the tunnel left by the modem", n)
 	}
 	if n := frames(from + " and not (" + tunnel + ")"); n != 0 {
