@@ -115,7 +115,7 @@ func TestEachReason(t *testing.T) {
 			}
 		}
 	}
-	// What only the model can be shown here: a tag that the device took off.
+	// A tag that the device took off; TestTagsThatADeviceTookOff has it on the program.
 	frame := frameOf(gw4, egress.Egress, egress.UDP, 51820, 40000, 8)
 	if _, r := egress.Decide(s.policy, egress.Egress, frame, egress.Meta{Cgroup: s.own, VLAN: true}); r != egress.VLAN {
 		t.Errorf("an offloaded tag: %v", r)

@@ -232,7 +232,14 @@ func childSend() {
 	if mark != 0 {
 		fail(raw.Control(func(fd uintptr) { fail(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark)) }))
 	}
-	_, err = c.WriteToUDP([]byte("rempart test"), to)
+	payload := []byte("rempart test")
+	if size, _ := strconv.Atoi(os.Getenv("SIZE")); size > 0 { // larger than a frame: the kernel cuts it
+		payload = make([]byte, size)
+	}
+	if segment, _ := strconv.Atoi(os.Getenv("SEGMENT")); segment > 0 {
+		fail(raw.Control(func(fd uintptr) { fail(unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, segment)) }))
+	}
+	_, err = c.WriteToUDP(payload, to)
 	fail(err)
 }
 
