@@ -10,7 +10,7 @@ TOOLS   := rempart-lab rempart-policy
 # Reproducible: no build id of this machine, no symbol tables.
 BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 
-.PHONY: all setup demo test check race scenarios soak guest bench generate clean build
+.PHONY: all setup demo test check race scenarios leakmatrix soak guest bench generate clean build
 
 all: build
 
@@ -69,6 +69,12 @@ guest: build
 	@tools/setup/kernel.sh out/guest
 	REMPART_LONG=1 $(GO) test -count=1 -timeout 30m -run '^TestGuest$$' ./board/guest
 	bin/rempart-lab hostile
+
+# Every way to send, in every state of a handset, and each layer alone; make test runs a part that holds every pair of values.
+leakmatrix:
+	@tools/setup/install.sh test
+	@$(MAKE) -s build
+	@bin/rempart-lab leakmatrix
 
 # Swaps and kills by the thousand, up to an hour; a run that was interrupted goes on.
 soak:

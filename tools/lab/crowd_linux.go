@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rempart/board/scenario/attack"
+	"rempart/tools/lab/leak"
 )
 
 // uidUser is the person who holds the phone.
@@ -36,6 +37,20 @@ func crowdCommand() command {
 			return err
 		}
 		return attack.Crowd(ctx, jobs, *width, s.out, attemptProcess)
+	}}
+}
+
+// swapCommand admits and closes, again and again: hidden, run in tunneld's place.
+func swapCommand() command {
+	return command{name: "swap", hidden: true, run: func(ctx context.Context, args []string, _ streams) error {
+		if len(args) != 2 {
+			return errors.New("swap takes a number and a gateway")
+		}
+		times, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		return leak.Swap(ctx, times, args[1])
 	}}
 }
 

@@ -47,6 +47,7 @@ func commands() []command {
 		hostileCommand(),
 		demoCommand(),
 		crowdCommand(),
+		swapCommand(),
 		attackCommand(),
 		attemptCommand(),
 		usurpAttemptCommand(),

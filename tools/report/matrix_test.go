@@ -13,7 +13,7 @@ import (
 	"rempart/board/scenario/matrix"
 )
 
-var daemons = []string{"egressd", "tunneld", "voiced", "keyd"}
+var daemons = []string{"egressd", "watchd", "tunneld", "voiced", "keyd"}
 
 // sampleMatrix is a report with a row of every status.
 func sampleMatrix() *matrix.Report {

@@ -12,9 +12,25 @@ import (
 )
 
 // bare is the twin of the matrix: in any state, a handset that is then stripped.
+//
+// It stays stripped from one state to the next where only a daemon's life differs: with its supervisors frozen a daemon can be
+// frozen or killed, but nothing follows from it.
 type bare struct {
 	*stand
-	stripped bool
+	kept []scenario.Layer // nil while the handset is whole
+	base matrix.State     // what it was before it was stripped
+}
+
+// base is the state that another begins in.
+func base(s matrix.State) matrix.State {
+	_, killed, frozen := s.Daemon()
+	switch {
+	case killed, frozen, s == matrix.Rekeying, s == matrix.Swapping:
+		return matrix.Connected
+	case s == matrix.Error, s == matrix.Reconfiguring:
+		return matrix.Connecting
+	}
+	return s
 }
 
 // bareSpan is how long senders go on in a stripped twin when that to which it was led has happened: nothing is concluded from it.
@@ -25,17 +41,25 @@ func (b *bare) Layers() []scenario.Layer { return scenario.AllLayers() }
 
 // Enter makes a handset whole that was stripped, and brings it to where the state begins.
 func (b *bare) Enter(ctx context.Context, s matrix.State) error {
-	if b.stripped {
+	if b.kept != nil && b.base == base(s) && len(b.kept) == 0 {
+		if d, _, frozen := s.Daemon(); frozen {
+			b.frozen = append(b.frozen, d)
+			return b.freeze(ctx, b.name, d, true)
+		}
+		return nil
+	}
+	if b.kept != nil {
 		if err := b.whole(ctx); err != nil {
 			return err
 		}
 	}
+	b.base = base(s)
 	return b.stand.Enter(ctx, s)
 }
 
 // whole restarts a stripped handset; its frozen init could not switch off.
 func (b *bare) whole(ctx context.Context) error {
-	b.outside, b.stripped = false, false
+	b.outside, b.kept = false, nil
 	var errs []error
 	for _, group := range supervisors {
 		errs = append(errs, b.freeze(ctx, b.name, group, false))
@@ -45,7 +69,10 @@ func (b *bare) whole(ctx context.Context) error {
 
 // Strip takes away all layers but the kept ones. Without the guard, senders run outside its reach.
 func (b *bare) Strip(ctx context.Context, kept []scenario.Layer) error {
-	b.stripped = true
+	if b.kept != nil {
+		return nil // it still is
+	}
+	b.kept = append([]scenario.Layer{}, kept...)
 	b.outside = !slices.Contains(kept, scenario.Guard)
 	if slices.Contains(kept, scenario.Newborn) {
 		// What keeps a new device down is init itself: it stays awake, and with it all that it would repair.
@@ -65,17 +92,17 @@ func (b *bare) Happen(ctx context.Context, s matrix.State) error {
 	switch s {
 	case matrix.Rekeying, matrix.Error, matrix.Reconfiguring:
 		err = b.freeze(ctx, bringup.GatewayName, "", true)
-	case matrix.Swapping:
-		err = b.KillDaemon(ctx, "tunneld")
 	case matrix.Restart, matrix.Shutdown:
 		if err := wait(ctx, bareSpan); err != nil {
 			return err
 		}
+		b.base = ""
 		return b.w.PowerOff(ctx, b.name, 0)
 	case matrix.KilledInit:
 		if err := wait(ctx, bareSpan); err != nil {
 			return err
 		}
+		b.base = ""
 		return b.KillInit(ctx)
 	default:
 		if d, killed, _ := s.Daemon(); killed {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -254,34 +255,55 @@ func (b *board) WaitUp(ctx context.Context) error {
 	return fmt.Errorf("%s did not come up: %w; last: %w", b.name, ctx.Err(), last)
 }
 
-// KillDaemon kills what is in the daemon's control group: its pid on the desk is known from there alone.
-func (b *board) KillDaemon(ctx context.Context, daemon string) error {
+// processes are the desk's numbers of what is in the daemon's control group: they are known from there alone.
+func (b *board) processes(ctx context.Context, daemon string) (group string, pids []int, err error) {
 	m, err := b.w.Machine(ctx, b.name)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
-	data, err := os.ReadFile(filepath.Join(m.Paths.Cgroup, daemon, "cgroup.procs"))
+	group = filepath.Join(m.Paths.Cgroup, daemon, "cgroup.procs")
+	data, err := os.ReadFile(group)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
-	pids := strings.Fields(string(data))
-	if len(pids) == 0 {
-		return fmt.Errorf("cannot kill %s: it does not run", daemon)
-	}
-	for _, text := range pids {
+	for _, text := range strings.Fields(string(data)) {
 		pid, err := strconv.Atoi(text)
 		if err != nil {
-			return err
+			return "", nil, err
 		}
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("cannot kill %s: %w", daemon, err)
+		pids = append(pids, pid)
+	}
+	if len(pids) == 0 {
+		return "", nil, fmt.Errorf("%s does not run", daemon)
+	}
+	return group, pids, nil
+}
+
+// signal sends a signal to a daemon.
+func (b *board) signal(ctx context.Context, daemon string, sig unix.Signal) error {
+	_, pids, err := b.processes(ctx, daemon)
+	for _, pid := range pids {
+		if kerr := unix.Kill(pid, sig); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
+			err = errors.Join(err, fmt.Errorf("cannot send %s to %s: %w", unix.SignalName(sig), daemon, kerr))
 		}
+	}
+	return err
+}
+
+// KillDaemon kills what is in the daemon's control group.
+func (b *board) KillDaemon(ctx context.Context, daemon string) error {
+	group, pids, err := b.processes(ctx, daemon)
+	if err != nil {
+		return fmt.Errorf("cannot kill %s: %w", daemon, err)
+	}
+	if err := b.signal(ctx, daemon, unix.SIGKILL); err != nil {
+		return err
 	}
 	// Dead only when the supervisor has another, or the machine went off for it: a status asked for before that would be of
 	// the time before the kill.
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		now, err := os.ReadFile(filepath.Join(m.Paths.Cgroup, daemon, "cgroup.procs"))
-		if err != nil || !bytes.Contains(now, []byte(pids[0])) {
+		now, err := os.ReadFile(group)
+		if err != nil || !slices.Contains(strings.Fields(string(now)), strconv.Itoa(pids[0])) {
 			return nil
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rempart/board/netns"
 	"rempart/board/scenario"
 	"rempart/board/scenario/attack"
@@ -14,6 +16,7 @@ import (
 	"rempart/internal/link"
 	"rempart/tools/lab/bringup"
 	"rempart/vpn/egress"
+	"rempart/vpn/egress/ask"
 	"rempart/vpn/enforce"
 )
 
@@ -21,7 +24,7 @@ import (
 const grace = 2 * time.Second
 
 // swaps is how often the state policy-swap admits and closes.
-const swaps = 5
+const swaps = 100
 
 // Enter brings the handset to where the state begins.
 func (s *stand) Enter(ctx context.Context, state matrix.State) error {
@@ -55,12 +58,7 @@ func (s *stand) Happen(ctx context.Context, state matrix.State) error {
 	case matrix.Rekeying:
 		return s.rekey(ctx)
 	case matrix.Swapping:
-		for range swaps {
-			if err := errors.Join(s.KillDaemon(ctx, "tunneld"), s.WaitUp(ctx)); err != nil {
-				return err
-			}
-		}
-		return nil
+		return s.swap(ctx)
 	case matrix.Restart:
 		return errors.Join(s.Restart(ctx), s.WaitUp(ctx))
 	case matrix.Shutdown:
@@ -245,6 +243,51 @@ func isUp(device string) (bool, error) {
 	}
 	return false, fmt.Errorf("there is no device %s", device)
 }
+
+// swap admits and closes in tunneld's place, with the true one stopped.
+func (s *stand) swap(ctx context.Context) (err error) {
+	p, err := s.status(ctx)
+	if err != nil {
+		return err
+	}
+	if p.Gate == nil || p.Gate.Admitted == "" {
+		return errors.New("cannot swap: nothing is admitted")
+	}
+	// Not by the control group: the other process is in it as well.
+	if err := s.signal(ctx, "tunneld", unix.SIGSTOP); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.signal(context.WithoutCancel(ctx), "tunneld", unix.SIGCONT)) }()
+	cmd, err := s.w.InPlaceOf(ctx, s.name, "tunneld", s.self, "swap", fmt.Sprint(swaps), p.Gate.Admitted)
+	if err != nil {
+		return err
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot swap: %w: %s", err, out)
+	}
+	return nil
+}
+
+// Swap is what the process in tunneld's place does.
+func Swap(ctx context.Context, times int, gateway string) error {
+	c, err := ask.Dial(egressdSocket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for range times {
+		if _, err := c.Admit(ctx, gateway); err != nil {
+			return err
+		}
+		if _, err := c.CloseGate(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// egressdSocket is where a handset's egressd is asked.
+const egressdSocket = "/run/rempart/egressd.sock"
 
 // rekey silences the gateway while red sends into the tunnel, until the handset counts it as gone and forces a new handshake,
 // and lets the gateway answer that.
