@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"rempart/board/scenario/hostile"
 	"rempart/internal/run"
 	"rempart/tools/lab/leak"
 	"rempart/tools/report"
@@ -41,6 +42,9 @@ func leakmatrixCommand() command {
 			return run.Hint(fmt.Errorf("cannot read the accepted rows: %w", err), "run it in the source tree, or name the document by --limits")
 		}
 		o.Accepted = string(text)
+		if o.Whole() && !o.Pairwise {
+			o.Guest = func(ctx context.Context) ([]hostile.Row, error) { return hostileRows(ctx, "", func(hostile.Row) {}) }
+		}
 		if !*asJSON {
 			o.Log = func(line string) { fmt.Fprintln(s.out, "  "+line) }
 		}

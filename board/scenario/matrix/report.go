@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"rempart/board/scenario"
+	"rempart/board/scenario/hostile"
 )
 
 // ReportVersion is the version of Report's JSON. Fields are added, never renamed
@@ -111,15 +112,18 @@ type Report struct {
 	Passed  bool    `json:"passed"`
 	Seconds float64 `json:"seconds"`
 	// Seed and Of say of which rows these are a part: Of is how many make sense.
-	Seed     uint64     `json:"seed"`
-	Pairwise bool       `json:"pairwise"`
-	Of       int        `json:"of"`
-	Axes     []Axis     `json:"axes"`
-	Excluded []Rule     `json:"excluded"`
-	Rows     []Result   `json:"rows"`
-	Alone    []Alone    `json:"alone"`
-	Captures []Captured `json:"captures"`
-	Failures []string   `json:"failures"`
+	Seed     uint64   `json:"seed"`
+	Pairwise bool     `json:"pairwise"`
+	Of       int      `json:"of"`
+	Axes     []Axis   `json:"axes"`
+	Excluded []Rule   `json:"excluded"`
+	Rows     []Result `json:"rows"`
+	Alone    []Alone  `json:"alone"`
+	// Guest are the rows that another kernel ran: the attack table of kernel
+	// tunnels, redirects and thefts. A part of the matrix has none.
+	Guest    []hostile.Row `json:"guest,omitempty"`
+	Captures []Captured    `json:"captures"`
+	Failures []string      `json:"failures"`
 }
 
 // Counts returns how many rows have each status.
@@ -155,6 +159,11 @@ func (r *Report) finish(accepted []Acceptance, errs ...error) {
 			word := map[bool]string{true: "to hold", false: "to leak"}
 			r.Failures = append(r.Failures, fmt.Sprintf("%s alone, %s: expected %s, and it ended %s (%s), marker %s", a.Layer, a.ID, word[a.Expected],
 				a.Try.Verdict, a.Try.Detail, a.Try.Marker))
+		}
+	}
+	for _, g := range r.Guest {
+		if !g.Held {
+			r.Failures = append(r.Failures, fmt.Sprintf("%s in %s: %s; again: rempart-lab hostile --kinds %s", g.Name, g.Where, g.Why, g.Kind))
 		}
 	}
 	if len(r.Rows) == 0 {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"rempart/board/scenario"
+	"rempart/board/scenario/hostile"
 )
 
 // Run runs the matrix.
@@ -21,6 +22,9 @@ type Run struct {
 	Rows []Row
 	// Alone are the rows that each layer is tried against alone; nil for none.
 	Alone []Row
+	// Guest runs the attack table that needs another kernel, after the rest; nil
+	// leaves it out. A row of it that did not come back ran nowhere.
+	Guest func(context.Context) ([]hostile.Row, error)
 	// Accepted are rows that are known to leak, with the reason.
 	Accepted []Acceptance
 	// Seed and Pairwise are told in the report.
@@ -77,6 +81,9 @@ func (m *Run) Matrix(ctx context.Context) (*Report, error) {
 		report.Captures = append(report.Captures, Captured{Of: of, File: l.board.File(), Frames: s.Frames, Outside: s.Outside})
 	}
 	slices.SortFunc(report.Captures, func(a, b Captured) int { return cmp.Compare(a.Of, b.Of) })
+	if m.Guest != nil {
+		errs = append(errs, m.guest(ctx, report))
+	}
 	report.finish(m.Accepted, errs...)
 	if !report.Passed {
 		for _, err := range twinErrs {
@@ -87,6 +94,21 @@ func (m *Run) Matrix(ctx context.Context) (*Report, error) {
 	}
 	report.Seconds = time.Since(began).Seconds()
 	return report, nil
+}
+
+// guest runs the attack table under another kernel.
+func (m *Run) guest(ctx context.Context, report *Report) error {
+	began := time.Now()
+	rows, err := m.Guest(ctx)
+	report.Guest = rows
+	var errs []error
+	for _, c := range hostile.Cells() {
+		if !slices.ContainsFunc(rows, func(r hostile.Row) bool { return r.Kind == c.Kind && r.Privilege == c.Privilege && r.Family == c.Family }) {
+			errs = append(errs, fmt.Errorf("%s as %s over IPv%d: ran nowhere; again: rempart-lab hostile --kinds %s", c.Kind, c.Privilege, c.Family, c.Kind))
+		}
+	}
+	m.say("guest   %-16s %4d rows  (%.1f s)", "attack table", len(rows), time.Since(began).Seconds())
+	return errors.Join(append(errs, err)...)
 }
 
 // states leads a lane through the states of the report's rows.

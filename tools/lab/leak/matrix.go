@@ -14,6 +14,7 @@ import (
 	"rempart/board/netns"
 	"rempart/board/scenario"
 	"rempart/board/scenario/attack"
+	"rempart/board/scenario/hostile"
 	"rempart/board/scenario/matrix"
 	"rempart/board/scenario/watch"
 	"rempart/internal/run"
@@ -37,9 +38,14 @@ type MatrixOptions struct {
 	Seed     uint64
 	// State, Sender and Row pick rows of that state, sender or ID; "" is all.
 	State, Sender, Row string
+	// Guest runs the attack table that needs another kernel; nil leaves it out.
+	Guest func(context.Context) ([]hostile.Row, error)
 	// Log is told of each step; nil is silent.
 	Log func(string)
 }
+
+// Whole says that the options mean every row.
+func (o MatrixOptions) Whole() bool { return o.State == "" && o.Sender == "" && o.Row == "" }
 
 // daemonsOf are the daemons of a handset, in boot order.
 func daemonsOf() []string { return []string{"egressd", "watchd", "tunneld", "voiced", "keyd"} }
@@ -51,7 +57,6 @@ func (o MatrixOptions) pick() (rows, alone []matrix.Row, err error) {
 	if o.Pairwise {
 		rows = matrix.Pairwise(all, o.Seed)
 	}
-	whole := o.State == "" && o.Sender == "" && o.Row == ""
 	rows = slices.DeleteFunc(slices.Clone(rows), func(r matrix.Row) bool {
 		return o.State != "" && string(r.State) != o.State || o.Sender != "" && r.Sender != o.Sender || o.Row != "" && r.ID() != o.Row
 	})
@@ -63,7 +68,7 @@ func (o MatrixOptions) pick() (rows, alone []matrix.Row, err error) {
 		return nil, nil, run.Hint(errors.New("cannot run the matrix: no row matches"), "the states are %s; --row takes an ID of matrix.json",
 			strings.Join(known, ", "))
 	}
-	if whole {
+	if o.Whole() {
 		alone = aloneRows(all, o.Pairwise)
 	}
 	return rows, alone, nil
@@ -130,7 +135,7 @@ func Matrix(ctx context.Context, o MatrixOptions) (report *matrix.Report, err er
 	}
 	defer func() { err = errors.Join(err, down(o.World+"-twin")) }()
 	o.Log(fmt.Sprintf("a handset and its twin are up  (%.1f s)", time.Since(began).Seconds()))
-	m := matrix.Run{Board: handset, Twin: &bare{stand: twin}, Rows: rows, Alone: alone, Accepted: accepted, Seed: o.Seed, Pairwise: o.Pairwise, Progress: o.Log}
+	m := matrix.Run{Board: handset, Twin: &bare{stand: twin}, Rows: rows, Alone: alone, Accepted: accepted, Seed: o.Seed, Pairwise: o.Pairwise, Progress: o.Log, Guest: o.Guest}
 	return m.Matrix(ctx)
 }
 
