@@ -81,7 +81,8 @@ func supervise(ctx context.Context, j Job, out io.Writer, command func(Job) *exe
 	}
 	err = cmd.Wait()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		if w, ok := exit.Sys().(syscall.WaitStatus); ok && w.Signaled() && w.Signal() == unix.SIGKILL {
+		// One that is told to stop before it listens ends by that.
+		if w, ok := exit.Sys().(syscall.WaitStatus); ok && w.Signaled() && (w.Signal() == unix.SIGKILL || w.Signal() == unix.SIGTERM && ctx.Err() != nil) {
 			return true, told, nil
 		}
 	}

@@ -179,7 +179,7 @@ func (f *fake) send(c Crowd, p *fakeProcess) {
 		r := attack.Result{Kind: j.Kind, Family: j.Family}
 		free := f.kept == nil && f.fault.leak != nil && f.fault.leak(row)
 		if f.kept != nil {
-			free = !f.fault.deaf && !slices.ContainsFunc(f.kept, func(l scenario.Layer) bool { return f.fault.holdsAll || Holds(l, row) })
+			free = !f.fault.deaf && !slices.ContainsFunc(f.kept, func(l scenario.Layer) bool { return f.fault.holdsAll || Applies(l, row) && Holds(l, row) })
 		}
 		switch {
 		case row.Sender == f.fault.lacks && row.Sender != "":

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"rempart/board/scenario"
 	"rempart/board/scenario/hostile"
 )
 
@@ -103,7 +102,9 @@ func (m *Run) guest(ctx context.Context, report *Report) error {
 	report.Guest = rows
 	var errs []error
 	for _, c := range hostile.Cells() {
-		if !slices.ContainsFunc(rows, func(r hostile.Row) bool { return r.Kind == c.Kind && r.Privilege == c.Privilege && r.Family == c.Family }) {
+		if !slices.ContainsFunc(rows, func(r hostile.Row) bool {
+			return r.Kind == c.Kind && r.Privilege == c.Privilege && r.Family == c.Family
+		}) {
 			errs = append(errs, fmt.Errorf("%s as %s over IPv%d: ran nowhere; again: rempart-lab hostile --kinds %s", c.Kind, c.Privilege, c.Family, c.Kind))
 		}
 	}
@@ -139,13 +140,14 @@ func (m *Run) alone(ctx context.Context, l *lane, errs *[]error) []Alone {
 	}
 	for _, layer := range m.Twin.Layers() {
 		began := time.Now()
-		part := make([]Alone, len(m.Alone))
+		rows := slices.DeleteFunc(slices.Clone(m.Alone), func(r Row) bool { return !Applies(layer, r) })
+		part := make([]Alone, len(rows))
 		var all []attempt
-		for i, r := range m.Alone {
+		for i, r := range rows {
 			part[i] = Alone{Layer: layer, ID: r.ID(), Sender: r.Sender, Place: r.Place, Expected: Holds(layer, r)}
 			all = append(all, attempt{r, &part[i].Try})
 		}
-		*errs = append(*errs, l.state(ctx, Connected, all, []scenario.Layer{layer})...)
+		*errs = append(*errs, l.state(ctx, Connected, all, Keeps(layer))...)
 		m.say("alone   %-16s %4d rows, %4d seen outside  (%.1f s)", layer, len(all), leaked(all), time.Since(began).Seconds())
 		out = append(out, part...)
 	}

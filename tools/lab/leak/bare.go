@@ -36,6 +36,10 @@ func base(s matrix.State) matrix.State {
 // bareSpan is how long senders go on in a stripped twin when that to which it was led has happened: nothing is concluded from it.
 const bareSpan = 300 * time.Millisecond
 
+// endSpan is the same before the handset ends: a device that has just come up carries nothing until the kernel has looked at it,
+// which it does once a second.
+const endSpan = 1500 * time.Millisecond
+
 // Layers are those that stop anything on this board, in the order of the tables.
 func (b *bare) Layers() []scenario.Layer { return scenario.AllLayers() }
 
@@ -93,13 +97,13 @@ func (b *bare) Happen(ctx context.Context, s matrix.State) error {
 	case matrix.Rekeying, matrix.Error, matrix.Reconfiguring:
 		err = b.freeze(ctx, bringup.GatewayName, "", true)
 	case matrix.Restart, matrix.Shutdown:
-		if err := wait(ctx, bareSpan); err != nil {
+		if err := wait(ctx, endSpan); err != nil {
 			return err
 		}
 		b.base = ""
 		return b.w.PowerOff(ctx, b.name, 0)
 	case matrix.KilledInit:
-		if err := wait(ctx, bareSpan); err != nil {
+		if err := wait(ctx, endSpan); err != nil {
 			return err
 		}
 		b.base = ""

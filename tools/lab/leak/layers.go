@@ -49,6 +49,18 @@ func Strip(ctx context.Context, w *netns.World, m netns.Machine, layers []scenar
 			return fmt.Errorf("cannot take the floor off the twin: %w", err)
 		}
 	}
+	if slices.Contains(layers, scenario.Routes) {
+		// A handset that admits nobody has not even a way to its router.
+		if err := black.Do(func() error {
+			var errs []error
+			for _, via := range []netip.Addr{m.Radio.Router4, m.Radio.Router6} {
+				errs = append(errs, link.AddRoute(link.Route{To: netip.PrefixFrom(via, via.BitLen()), Device: m.Radio.Device}))
+			}
+			return errors.Join(errs...)
+		}); err != nil {
+			return err
+		}
+	}
 	if err := stripBackstop(ctx, m, black, layers); err != nil {
 		return err
 	}
