@@ -77,7 +77,7 @@ func TestPassedOnlyWhenAllIsDoneAndNothingLeft(t *testing.T) {
 		"1 packets left behind a close":   func(s *Summary) { s.ClosedSeen = 1 },
 		"3 of 4 packets behind":           func(s *Summary) { s.OpenSeen = 3 },
 		"egressd grew during 9 swaps":     func(s *Summary) { s.Growth[0] = Growth{"egressd", "swaps", 9, [2]int{5000, 5000}, [2]int{11, 12}} },
-		"5000 to 9000 KiB":                func(s *Summary) { s.Growth[0].MemoryKB[1] = 9000 },
+		"5000 to 15000 KiB":               func(s *Summary) { s.Growth[0].MemoryKB[1] = 15000 },
 		"a handset that did not recover.": func(s *Summary) { s.Failures = []string{"a handset that did not recover."} },
 	} {
 		s := whole()
