@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"rempart/internal/proof"
@@ -16,15 +15,14 @@ var objects = []string{"floor_bpfel.go", "floor_bpfel.o", "gate_bpfel.go", "gate
 	"calls_bpfel.go", "calls_bpfel.o", "level_bpfel.go", "level_bpfel.o", "depth_bpfel.go", "depth_bpfel.o"}
 
 // TestGenerated makes the objects and their Go again and compares them with the
-// committed ones, byte by byte.
+// committed ones, byte by byte. Only the pinned clang can show that, and a Debian
+// later than 12 has none: there the test skips, in CI as well.
 func TestGenerated(t *testing.T) {
-	proof.Need(t, "go", "clang", "llvm-strip")
-	out, err := exec.Command("clang", "--version").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(out), "clang version 14.") {
-		t.Skipf("the objects are clang 14's, here is %s", strings.SplitN(string(out), "\n", 2)[0])
+	proof.Need(t, "go")
+	for _, tool := range []string{"clang-14", "llvm-strip-14"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("the objects are clang 14's: %v", err)
+		}
 	}
 	// The directives run on a copy, inside the module so that bpf2go is found.
 	dir, err := os.MkdirTemp(".", "testgen")
