@@ -335,6 +335,17 @@ func (p *phone) unroute(device string, l leased) error {
 	return errors.Join(all, link.DelAddr(device, netip.PrefixFrom(l.address, l.address.BitLen())))
 }
 
+// forgetLeases takes everything back before linkd starts anew: it knows of none, and while an address is there the kernel
+// puts it on a discovery, which the gate then drops.
+func (p *phone) forgetLeases(ctx context.Context) {
+	for _, d := range p.dynamic {
+		for family := range d.leases {
+			d.leases[family].until = 0
+		}
+	}
+	p.expireLeases(ctx)
+}
+
 // expireLeases takes back what is over, whether linkd lives or not.
 func (p *phone) expireLeases(ctx context.Context) {
 	for name, d := range p.dynamic {

@@ -174,6 +174,12 @@ func TestLeaseIsSetAndTakenBack(t *testing.T) {
 	if len(p.report.Devices[0].Addresses) != 0 {
 		t.Errorf("reported as %v", p.report.Devices[0].Addresses)
 	}
+	// A linkd that starts anew finds nothing of the old one.
+	grant(lease4("203.0.113.77", "203.0.113.254"))
+	grant(lease6("2001:db8:113::77", "fe80::fe"))
+	p.forgetLeases(t.Context())
+	expect("forgotten", false)
+	expect("forgotten", true)
 	// An egressd whose answer is not known may have taken the facts or not: the gate is severed, the next egressd is told.
 	if err := p.gate.Close(); err != nil {
 		t.Fatal(err)

@@ -100,6 +100,9 @@ func (p *phone) restart(ctx context.Context, name string, again chan string) {
 		if d := p.sup.daemon(name); p.sup.running(d) {
 			return
 		}
+		if name == "linkd" {
+			p.forgetLeases(ctx)
+		}
 		if err := p.sup.start(name); err != nil {
 			p.journal.Event(eventStart, name, journal.Failure, "reason", err.Error())
 			p.later(longPause, name, again)

@@ -67,6 +67,7 @@ func TestHostileNetwork(t *testing.T) {
 	t.Run("server IP", n.serverIP)
 	t.Run("TunnelVision", n.tunnelVision)
 	t.Run("local net", n.localNet)
+	t.Run("moved", n.moved)
 }
 
 func (n *network) console() string {
