@@ -49,6 +49,8 @@ func calls(t *testing.T, w *world) {
 	if s := <-busy; s.code != 0 || !strings.Contains(s.out, `"reason":"hung_up_here"`) {
 		t.Errorf("the call that was on: %s", s)
 	}
+	// The caller's command does not wait for the callee to have heard of the end.
+	w.await(t, "b", "out of the call", 2*time.Second, func(s seen) bool { return s.Telephone != nil && s.Telephone.Current == nil })
 }
 
 // otherFormat puts a recording in another format into the microphone.
