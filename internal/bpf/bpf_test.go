@@ -11,7 +11,7 @@ import (
 )
 
 // objects are the generated files: a missing one must not make the test pass.
-var objects = []string{"floor_bpfel.go", "floor_bpfel.o", "gate_bpfel.go", "gate_bpfel.o", "guard_bpfel.go", "guard_bpfel.o",
+var objects = []string{"floor_bpfel.go", "floor_bpfel.o", "gate_bpfel.go", "gate_bpfel.o", "closed_bpfel.go", "closed_bpfel.o", "guard_bpfel.go", "guard_bpfel.o",
 	"calls_bpfel.go", "calls_bpfel.o", "level_bpfel.go", "level_bpfel.o", "depth_bpfel.go", "depth_bpfel.o"}
 
 // TestGenerated makes the objects and their Go again and compares them with the
@@ -101,6 +101,14 @@ func TestSpecs(t *testing.T) {
 	// These three, three of the link layer, three of the drop record.
 	if len(gate.Maps) != 9 || len(gate.Programs) != 2 {
 		t.Errorf("%d maps and %d programs: the tag covers no further ones", len(gate.Maps), len(gate.Programs))
+	}
+	closed, err := LoadClosed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Counters and drop record: it has nothing that it could admit by.
+	if len(closed.Maps) != 4 || len(closed.Programs) != 2 || closed.Maps[".data.counters"].ValueSize != gate.Maps[".data.counters"].ValueSize {
+		t.Errorf("closed: %d maps and %d programs", len(closed.Maps), len(closed.Programs))
 	}
 	level, err := LoadLevel()
 	if err != nil {

@@ -57,6 +57,7 @@ const (
 	LinkRate             // more of the link-layer minimum than its rate
 	Extension            // RFC 8200 extension headers: order, repetition, routing, malformed; outgoing: any but fragment
 	NoFirst              // a later fragment of no datagram that was admitted just now
+	Closed               // nothing is admitted in this state: the frame was not judged
 	Reasons              // number of reasons
 )
 
@@ -66,7 +67,7 @@ const CounterSlots = 32
 
 var reasonNames = [Reasons]string{"admitted", "short", "vlan", "arp", "ethertype", "ip-header", "ip-options", "fragment",
 	"protocol", "l4-length", "remote", "no-class", "mark", "cgroup", "nd", "dhcp", "link-rate",
-	"extension", "no-first"}
+	"extension", "no-first", "closed"}
 
 func (r Reason) String() string {
 	if r < Reasons {
@@ -98,7 +99,14 @@ func Decide(p Policy, dir Direction, frame []byte, meta Meta) (Verdict, Reason) 
 	return Verdict(r == Admitted), r
 }
 
+// ClosedBy tells whether nothing at all is admitted under policy p on a device with these
+// link facts: the gate there is the closed one, which judges no frame.
+func ClosedBy(p Policy, f LinkFacts) bool { return len(p.Classes) == 0 && f == LinkFacts{} }
+
 func decide(p Policy, dir Direction, frame []byte, meta Meta) Reason {
+	if meta.Link == nil && ClosedBy(p, LinkFacts{}) || meta.Link != nil && ClosedBy(p, meta.Link.Facts) {
+		return Closed
+	}
 	d, reason := read(dir, frame, meta.VLAN)
 	if reason == Admitted {
 		reason = d.judge(p, dir, meta)

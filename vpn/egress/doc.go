@@ -10,6 +10,9 @@
 //   - The wire frames of egressd.sock are in wire.go, fixed and without JSON, since
 //     their reader holds CAP_NET_ADMIN.
 //
+// Where no class is admitted and no fact of the link is known ([ClosedBy]), no frame is
+// judged: all are dropped as [Closed].
+//
 // # What is legal, and in which direction
 //
 // What goes out is our own kernel's work, so all that it does not write is refused: it

@@ -239,10 +239,14 @@ func TestLinkRate(t *testing.T) {
 func TestNoFactsNothing(t *testing.T) {
 	proof.SFR(t, "FDP_IFC_EXT.1", "TestTemplateAdmitsItsMessage")
 	f := fullFacts()
+	open := Policy{Classes: []Class{{Gateway: "g", Addr: netip.MustParseAddr("203.0.113.1"), Proto: UDP, Port: 51820, Purpose: Tunnel, Cgroup: f.Linkd}}}
 	for _, l := range []*Link{nil, {}} {
 		for want, frame := range map[Reason][]byte{ARP: {12: 8, 13: 6, 41: 0}, DHCP: dhcpFrameOf(f, DHCPDiscover)} {
-			if _, r := Decide(Policy{}, Egress, frame, Meta{Cgroup: f.Linkd, Link: l}); r != want {
+			if _, r := Decide(open, Egress, frame, Meta{Cgroup: f.Linkd, Link: l}); r != want {
 				t.Errorf("%v, want %v", r, want)
+			}
+			if _, r := Decide(DenyAll(), Egress, frame, Meta{Cgroup: f.Linkd, Link: l}); r != Closed {
+				t.Errorf("closed: %v", r)
 			}
 		}
 	}

@@ -22,6 +22,7 @@ var reasonWords = [Reasons]string{
 	DHCP:          "DHCP that is none of the three messages of this handset, or their answer",
 	Extension:     "it has IPv6 extension headers that are malformed, out of order, or not for this direction",
 	NoFirst:       "it is a later fragment, and no first one of its datagram was admitted just now",
+	Closed:        "the device is closed: no gateway is admitted now",
 	LinkRate:      "more ARP, ND or DHCP than the rate allows",
 }
 

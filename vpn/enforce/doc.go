@@ -13,6 +13,9 @@
 // map of their own, frozen before first use, and exchanges them with one atomic
 // update per direction, in an order in which nothing opens early.
 //
+// While nothing is admitted, a smaller program stands there, the closed gate: to close
+// takes no time in the kernel's verifier, and there is no rule in it to be wrong.
+//
 // [ReadBack] is for another process than the one that attached: it starts from the
 // kernel's ids, not from pins or descriptors, and names every difference.
 //

@@ -98,7 +98,11 @@ func FloorInForce(ifindex int) error {
 		if err != nil {
 			return fmt.Errorf("cannot check the floor of device %d: %w", ifindex, err)
 		}
-		for _, diff := range floorDifferences(filters, d, ref) {
+		diffs, err := floorDifferences(filters, d, ref)
+		if err != nil {
+			return fmt.Errorf("cannot check the floor of device %d: %w", ifindex, err)
+		}
+		for _, diff := range diffs {
 			all = append(all, fmt.Errorf("%v: %s", d, diff))
 		}
 	}
@@ -108,21 +112,25 @@ func FloorInForce(ifindex int) error {
 	return nil
 }
 
-func floorDifferences(filters []filter, d egress.Direction, ref *references) (diffs []string) {
+func floorDifferences(filters []filter, d egress.Direction, ref *references) (diffs []string, err error) {
 	standing := false
 	for _, f := range filters {
-		switch {
-		case f.is(floorPriority, ref.floor):
+		if f.is(floorPriority, ref.floor) {
 			standing = true
-		case f.is(gatePriority, ref.gate[d]):
-		default:
+			continue
+		}
+		gate, err := ref.filter(f, d)
+		if err != nil {
+			return nil, err
+		}
+		if gate == nil {
 			diffs = append(diffs, fmt.Sprintf("unknown filter: %v", f))
 		}
 	}
 	if !standing {
 		diffs = append(diffs, "no floor: no drop-all classifier of ours")
 	}
-	return diffs
+	return diffs, nil
 }
 
 // filter is what the kernel tells of one filter on clsact.

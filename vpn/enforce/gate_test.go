@@ -146,7 +146,7 @@ func TestRealPackets(t *testing.T) {
 			t.Fatal(err)
 		}
 		if g.Hook() == egress.HookTCX {
-			try("deny all", egress.NoClass, false, func() { w.send(w.black, w.tunneld, "203.0.113.11:0", "203.0.113.1:51820", 0) })
+			try("deny all", egress.Closed, false, func() { w.send(w.black, w.tunneld, "203.0.113.11:0", "203.0.113.1:51820", 0) })
 		}
 	})
 }
@@ -215,6 +215,14 @@ func TestReadBackNotices(t *testing.T) {
 			p := w.tunnel()
 			p.Classes = append(p.Classes, egress.Class{Gateway: "x", Addr: gatewayV4, Proto: egress.TCP, Port: 22, Purpose: egress.IKE, Cgroup: 1})
 			in, err := loadInstance(p, egress.LinkFacts{}, g.memory)
+			if err != nil {
+				return err
+			}
+			defer in.close()
+			return g.links[egress.Egress].Update(in.programs[egress.Egress])
+		}},
+		{"the closed gate", "the closed gate is in force and not wanted", true, func(_ *world, g *Gate) error {
+			in, err := loadInstance(egress.DenyAll(), egress.LinkFacts{}, g.memory)
 			if err != nil {
 				return err
 			}

@@ -14,7 +14,8 @@ import (
 
 // instance is one loaded gate: both programs, the policy that is a constant of theirs,
 // and what they know of the device's link. It is not changed after load; a new policy is
-// a new instance.
+// a new instance. One that admits nothing (egress.ClosedBy) is the closed gate: other
+// programs, and no maps of its own.
 type instance struct {
 	programs  [2]*ebpf.Program // by egress.Direction
 	fragments *ebpf.Map        // first fragments that it admitted: a new instance knows none
@@ -64,6 +65,16 @@ var object = sync.OnceValues(func() (*ebpf.CollectionSpec, error) {
 	return spec, nil
 })
 
+// closedObject is the closed gate as it was compiled.
+var closedObject = sync.OnceValues(func() (*ebpf.CollectionSpec, error) {
+	spec, err := bpf.LoadClosed()
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the closed gate's object: %w", err)
+	}
+	spec.Maps[countersVariable].Name = countersMap
+	return spec, nil
+})
+
 // newPolicy makes the map that holds a policy's table and closes it for good: the programs
 // that are loaded after that take it for a constant.
 func newPolicy(table []byte) (*ebpf.Map, error) {
@@ -93,6 +104,13 @@ func load(p egress.Policy, f egress.LinkFacts, m memory) (*instance, error) {
 	if err := errors.Join(p.Check(), f.Check()); err != nil {
 		return nil, err
 	}
+	if egress.ClosedBy(p, f) {
+		return loadClosed(m)
+	}
+	return loadFull(p, f, m)
+}
+
+func loadFull(p egress.Policy, f egress.LinkFacts, m memory) (*instance, error) {
 	compiled, err := object()
 	if err != nil {
 		return nil, err
@@ -128,6 +146,25 @@ func load(p egress.Policy, f egress.LinkFacts, m memory) (*instance, error) {
 		return nil, errors.Join(err, in.close())
 	}
 	return in, nil
+}
+
+// loadClosed loads the closed gate.
+func loadClosed(m memory) (*instance, error) {
+	compiled, err := closedObject()
+	if err != nil {
+		return nil, err
+	}
+	shared := map[string]*ebpf.Map{countersVariable: m.counters}
+	if m.record != nil {
+		shared = m.record.into(shared)
+	}
+	coll, err := ebpf.NewCollectionWithOptions(compiled.Copy(), ebpf.CollectionOptions{MapReplacements: shared})
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	return &instance{programs: [2]*ebpf.Program{egress.Egress: coll.DetachProgram("rempart_closed_egress"),
+		egress.Ingress: coll.DetachProgram("rempart_closed_ingress")}}, nil
 }
 
 // closeToProcesses freezes a map that the programs write: no process can, after that.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -116,7 +115,11 @@ func (c *checker) direction(d egress.Direction) error {
 	if err != nil {
 		return err
 	}
-	for _, diff := range floorDifferences(filters, d, c.ref) {
+	diffs, err := floorDifferences(filters, d, c.ref)
+	if err != nil {
+		return err
+	}
+	for _, diff := range diffs {
 		c.differ("%v: %s", d, diff)
 	}
 	attached, err := queryTCX(c.report.Ifindex, d)
@@ -166,19 +169,27 @@ func haveTCX() bool {
 
 func (c *checker) tcx(d egress.Direction, attached []link.AttachedProgram, filters []filter) error {
 	for _, f := range filters {
-		if f.is(gatePriority, c.ref.gate[d]) {
+		if second, err := c.ref.filter(f, d); err != nil {
+			return err
+		} else if second != nil {
 			c.differ("%v: a second gate stands behind the gate: %v", d, f)
 		}
 	}
+	var gate *form
 	found := -1
 	for i, a := range attached {
 		tag, name, err := tagOf(a.ID)
 		if err != nil {
 			return err
 		}
-		if found < 0 && tag == c.ref.gate[d] {
-			found = i
-			continue
+		if found < 0 {
+			if gate, err = c.ref.form(tag, d); err != nil {
+				return err
+			}
+			if gate != nil {
+				found = i
+				continue
+			}
 		}
 		where := "in front of the gate or instead of it"
 		if found >= 0 {
@@ -197,7 +208,7 @@ func (c *checker) tcx(d egress.Direction, attached []link.AttachedProgram, filte
 	} else if err := c.link(d, id, attached[found].ID); err != nil {
 		return err
 	}
-	return c.program(d, attached[found].ID)
+	return c.program(d, attached[found].ID, gate)
 }
 
 // link checks the link from its own side.
@@ -225,9 +236,13 @@ func (c *checker) link(d egress.Direction, id link.ID, program ebpf.ProgramID) e
 // clsact looks for the gate among the filters; unknown ones are reported already.
 func (c *checker) clsact(d egress.Direction, filters []filter) error {
 	for _, f := range filters {
-		if f.is(gatePriority, c.ref.gate[d]) {
+		gate, err := c.ref.filter(f, d)
+		if err != nil {
+			return err
+		}
+		if gate != nil {
 			c.report.Hook = egress.HookClsact
-			return c.program(d, f.program)
+			return c.program(d, f.program, gate)
 		}
 	}
 	c.noGate(d)
@@ -236,8 +251,14 @@ func (c *checker) clsact(d egress.Direction, filters []filter) error {
 
 // program checks the maps of a program whose tag is the gate's: the tag covers the
 // instructions, not which maps they use.
-func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
-	c.report.Programs[d], c.report.Tags[d] = uint32(id), c.ref.gate[d]
+func (c *checker) program(d egress.Direction, id ebpf.ProgramID, gate *form) error {
+	c.report.Programs[d], c.report.Tags[d] = uint32(id), gate.tags[d]
+	switch closed := egress.ClosedBy(c.want, c.facts); {
+	case closed && !gate.closed:
+		c.differ("%v: the closed gate is wanted and not in force", d)
+	case !closed && gate.closed:
+		c.differ("%v: the closed gate is in force and not wanted", d)
+	}
 	maps, closeMaps, err := mapsOf(id)
 	if err != nil {
 		return err
@@ -249,7 +270,7 @@ func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
 		if err != nil {
 			return fmt.Errorf("cannot ask a map of program %d: %w", id, err)
 		}
-		spec, ok := c.ref.maps[info.Name]
+		spec, ok := gate.maps[info.Name]
 		if !ok {
 			c.differ("%v: the gate uses unknown map %q", d, info.Name)
 			continue
@@ -280,7 +301,7 @@ func (c *checker) program(d egress.Direction, id ebpf.ProgramID) error {
 			return err
 		}
 	}
-	for name := range c.ref.maps {
+	for name := range gate.maps {
 		if seen[name] != 1 {
 			c.differ("%v: the gate uses map %q %d times", d, name, seen[name])
 		}
@@ -337,63 +358,6 @@ func (c *checker) policy(d egress.Direction, m *ebpf.Map) error {
 		c.differ("%v: the rules are not where the program looks for them, or fragments live for another time", d)
 	}
 	return nil
-}
-
-// references are the tags and map shapes of our own programs, as this kernel sees
-// them: the tag of a program is computed by the kernel that loads it.
-type references struct {
-	floor string
-	gate  [2]string
-	maps  map[string]*ebpf.MapSpec
-}
-
-// known are the references of this kernel: they cannot change while it runs.
-var known struct {
-	sync.Mutex
-	*references
-}
-
-func reference() (*references, error) {
-	known.Lock()
-	defer known.Unlock()
-	if known.references == nil {
-		ref, err := loadReference()
-		if err != nil {
-			return nil, err
-		}
-		known.references = ref
-	}
-	return known.references, nil
-}
-
-func loadReference() (*references, error) {
-	spec, err := object()
-	if err != nil {
-		return nil, err
-	}
-	ref := &references{maps: map[string]*ebpf.MapSpec{}}
-	for _, m := range spec.Maps {
-		ref.maps[m.Name] = m
-	}
-	var gate bpf.GateObjects
-	if err := spec.Copy().LoadAndAssign(&gate, nil); err != nil {
-		return nil, fmt.Errorf("cannot load a gate to compare with: %w", err)
-	}
-	defer gate.Close()
-	var floor bpf.FloorObjects
-	if err := bpf.LoadFloorObjects(&floor, nil); err != nil {
-		return nil, fmt.Errorf("cannot load a floor to compare with: %w", err)
-	}
-	defer floor.Close()
-	for tag, p := range map[*string]*ebpf.Program{&ref.floor: floor.RempartFloor,
-		&ref.gate[egress.Egress]: gate.RempartEgress, &ref.gate[egress.Ingress]: gate.RempartIngress} {
-		info, err := p.Info()
-		if err != nil {
-			return nil, fmt.Errorf("cannot ask for a program's tag: %w", err)
-		}
-		*tag = info.Tag
-	}
-	return ref, nil
 }
 
 func tagOf(id ebpf.ProgramID) (tag, name string, err error) {

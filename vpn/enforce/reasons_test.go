@@ -122,29 +122,6 @@ func TestEachReason(t *testing.T) {
 	}
 }
 
-// TestDenyAllAdmitsNothing: the program with no rules, on every good frame.
-func TestDenyAllAdmitsNothing(t *testing.T) {
-	s := newSubject(t)
-	deny, err := loadInstance(egress.DenyAll(), egress.LinkFacts{}, s.memory)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer deny.close()
-	s.in.programs, deny.programs = deny.programs, s.in.programs
-	for _, c := range s.policy.Classes {
-		for d := egress.Egress; d <= egress.Ingress; d++ {
-			remote := c.Addr
-			if !remote.IsValid() {
-				remote = netip.MustParseAddr("198.51.100.7")
-			}
-			if code, ok := s.run(d, frameOf(remote, d, c.Proto, c.Port, c.Port, 8), 0); !ok || code != 2 {
-				t.Errorf("%v %v: %d", c, d, code)
-			}
-		}
-	}
-	s.in.programs, deny.programs = deny.programs, s.in.programs
-}
-
 // TestShortFrames sends frames that end inside a header, which this kernel's test
 // run may refuse, through a packet socket on the real device.
 func TestShortFrames(t *testing.T) {

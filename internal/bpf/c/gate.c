@@ -2,8 +2,8 @@
 /*
  * The gate: the last word on a black device. It passes a frame only if the frame
  * belongs to a class of `policy` or to the link-layer minimum, and drops, counts
- * and records everything else. With an empty policy it drops everything: deny-all
- * is what the program is before anyone has told it a policy.
+ * and records everything else. With an empty policy it drops everything; where there is
+ * neither policy nor link-layer minimum, closed.c stands in its place.
  *
  * vpn/egress.Decide is the same decision in Go, and its package documentation says
  * what is legal in which direction and why. The two are compared frame by frame in
@@ -18,32 +18,8 @@
  */
 #include "rempart.h"
 #include "drops.h"
+#include "reasons.h"
 
-/* Keep in step with egress.Reason. */
-enum reason {
-	ADMITTED,
-	R_SHORT,       /* ends before a header does */
-	R_VLAN,        /* 802.1Q or 802.1ad tag, in the frame or offloaded */
-	R_ARP,         /* RFC 826 beyond the link-layer minimum */
-	R_ETHERTYPE,   /* neither IPv4 nor IPv6 */
-	R_IP_HEADER,   /* version or length fields disagree with the frame */
-	R_IP_OPTIONS,  /* RFC 791 options: source routes, malformed; outgoing: any */
-	R_FRAGMENT,    /* a part of a datagram that does not fit the rest, or says too little */
-	R_PROTOCOL,    /* neither UDP nor TCP */
-	R_L4_LENGTH,   /* UDP length or TCP data offset disagree with the datagram */
-	R_REMOTE,      /* a remote that a responder class does not talk to (multicast, …) */
-	R_CLASS,       /* no class has this remote, protocol and port */
-	R_MARK,        /* the sender set a mark (SO_MARK) */
-	R_CGROUP,      /* a process other than the class's own */
-	R_ND,          /* RFC 4861 beyond the link-layer minimum */
-	R_DHCP,        /* RFC 2131 beyond the link-layer minimum */
-	R_LINK_RATE,   /* more of the link-layer minimum than its rate */
-	R_EXTENSION,   /* RFC 8200 extension headers: order, repetition, routing, malformed; outgoing: any but fragment */
-	R_NO_FIRST,    /* a later fragment of no datagram that was admitted just now */
-	REASONS = 32,
-};
-
-enum { DIR_EGRESS, DIR_INGRESS };
 enum { KIND_ANY = 0, KIND_V4 = 4, KIND_V6 = 6 };
 
 #define SLOT_BITS 12 /* at most a quarter of the slots is used: egress.MaxClasses */
@@ -93,15 +69,6 @@ struct {
 	__type(key, struct fragment_key);
 	__type(value, struct fragment);
 } fragments SEC(".maps");
-
-/* Frames by direction and reason. A place for each processor, not a per-CPU map: that
- * needs a key on the stack, and the first write to a place on the stack is a barrier
- * of some 15 ns in a program that is loaded without CAP_PERFMON. Two processors that
- * share a place may lose a count. */
-#define PLACES 64
-struct {
-	__u64 n[PLACES][2 * REASONS];
-} counters SEC(".data.counters");
 
 #define ETH_LEN 14
 #define IPV4_LEN 20
@@ -154,11 +121,6 @@ INLINE enum reason sender(struct __sk_buff *skb, int dir, __u64 cgroup)
 	if (skb->mark)
 		return R_MARK;
 	return bpf_skb_cgroup_id(skb) == cgroup ? ADMITTED : R_CGROUP;
-}
-
-INLINE void count(int dir, __u32 reason)
-{
-	counters.n[bpf_get_smp_processor_id() % PLACES][dir * REASONS + reason % REASONS]++;
 }
 
 #define AT(type, offset) (*(type *)(at + (offset)))
