@@ -216,7 +216,8 @@ func TestRecordIsNeverTorn(t *testing.T) {
 	d := all(t, r, next)
 	read, missed = read+len(d.Samples), missed+d.Missed
 	const total = 2 * (each / batch) * batch
-	if d.Next != total || uint64(read)+missed != total || read < egress.RecordSamples {
+	// A signal ends a run early, and the library starts it anew: there may be some more.
+	if d.Next < total || uint64(read)+missed != d.Next || read < egress.RecordSamples {
 		t.Errorf("%d read, %d missed, the last is %d of %d", read, missed, d.Next, total)
 	}
 	t.Logf("%d of %d read, the others overwritten", read, total)
