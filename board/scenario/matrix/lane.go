@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"rempart/board/scenario"
@@ -106,23 +107,33 @@ func (l *lane) state(ctx context.Context, s State, all []attempt, kept []scenari
 	if s.Lasts() {
 		size = lastingCrowd
 	}
+	// Who waits for a device waits for a time: in a state that lasts, apart from
+	// those whose end the device would have to wait for.
+	crowds := [][]attempt{all}
+	if s.Lasts() {
+		var waiting, rest []attempt
+		for _, a := range all {
+			if a.newborn() {
+				waiting = append(waiting, a)
+			} else {
+				rest = append(rest, a)
+			}
+		}
+		crowds = [][]attempt{rest, waiting}
+	}
 	var errs []error
-	var newborn []attempt
-	var rest []attempt
-	for _, a := range all {
-		if sender, ok := senderOf(a.row.Sender); ok && sender.Kind == attack.Hotplug {
-			newborn = append(newborn, a)
-		} else {
-			rest = append(rest, a)
+	for _, part := range crowds {
+		for chunk := range chunks(part, size) {
+			errs = append(errs, l.crowd(ctx, s, chunk, kept))
 		}
 	}
-	for chunk := range chunks(rest, size) {
-		errs = append(errs, l.crowd(ctx, s, chunk, kept, false))
-	}
-	for chunk := range chunks(newborn, size) {
-		errs = append(errs, l.crowd(ctx, s, chunk, kept, true))
-	}
 	return errs
+}
+
+// newborn says that the sender waits for a device that appears while it is at work.
+func (a attempt) newborn() bool {
+	s, ok := senderOf(a.row.Sender)
+	return ok && s.Kind == attack.Hotplug
 }
 
 // chunks splits in parts of about the same size, none larger than most.
@@ -139,9 +150,9 @@ func chunks(all []attempt, most int) func(func([]attempt) bool) {
 
 // crowd tries rows at the same time. It returns an error for frames outside
 // that no row accounts for.
-func (l *lane) crowd(ctx context.Context, s State, all []attempt, kept []scenario.Layer, newborn bool) error {
+func (l *lane) crowd(ctx context.Context, s State, all []attempt, kept []scenario.Layer) error {
 	strange := l.watcher.Outside()
-	e, err := l.attempt(ctx, s, all, kept, newborn)
+	e, err := l.attempt(ctx, s, all, kept)
 	// Even after an error: what was seen outside counts before all else.
 	err = errors.Join(err, l.settle(context.WithoutCancel(ctx)))
 	counted := 0
@@ -178,7 +189,7 @@ type told struct {
 }
 
 // attempt makes the crowd's attempts.
-func (l *lane) attempt(ctx context.Context, s State, all []attempt, kept []scenario.Layer, newborn bool) (out []told, err error) {
+func (l *lane) attempt(ctx context.Context, s State, all []attempt, kept []scenario.Layer) (out []told, err error) {
 	out = make([]told, len(all))
 	byMarker := map[string]int{}
 	var jobs []attack.Job
@@ -213,27 +224,25 @@ func (l *lane) attempt(ctx context.Context, s State, all []attempt, kept []scena
 	}
 	cctx, stop := context.WithTimeout(ctx, crowdLimit)
 	defer stop()
-	device := ""
-	for _, a := range all {
-		if a.row.Device == Unknown {
-			device = pluggedDevice
-		}
-	}
-	if newborn {
-		device = newbornDevice
-	} else if device != "" {
-		if err := l.board.Plug(cctx, device); err != nil {
+	newborn := slices.ContainsFunc(all, attempt.newborn)
+	var devices []string
+	if slices.ContainsFunc(all, func(a attempt) bool { return a.row.Device == Unknown && !a.newborn() }) {
+		devices = append(devices, pluggedDevice)
+		if err := l.board.Plug(cctx, pluggedDevice); err != nil {
 			return out, err
 		}
 	}
-	if device != "" {
-		defer func() {
+	if newborn {
+		devices = append(devices, newbornDevice)
+	}
+	defer func() {
+		for _, d := range devices {
 			// With the handset its devices went, too.
-			if uerr := l.board.Unplug(context.WithoutCancel(ctx), device); uerr != nil && !s.Ends() {
+			if uerr := l.board.Unplug(context.WithoutCancel(ctx), d); uerr != nil && !s.Ends() {
 				err = errors.Join(err, uerr)
 			}
-		}()
-	}
+		}
+	}()
 	before, berr := l.board.Tunnelled(cctx)
 	c := &company{ctx: cctx, board: l.board, byMarker: byMarker, out: out}
 	defer c.close()
@@ -246,7 +255,7 @@ func (l *lane) attempt(ctx context.Context, s State, all []attempt, kept []scena
 		}
 	}
 	if newborn {
-		if err := l.board.Plug(cctx, device); err != nil {
+		if err := l.board.Plug(cctx, newbornDevice); err != nil {
 			return out, err
 		}
 	}

@@ -21,7 +21,8 @@ func Applies(l scenario.Layer, r Row) bool {
 		// control group: only where the guard alone does not hold.
 		return r.Place == Black && !Holds(scenario.Guard, r)
 	case scenario.Newborn:
-		return r.Place == Init
+		// Init takes down what root has brought up: whether AF_XDP is faster is chance.
+		return r.Place == Init && r.Sender != "xdp"
 	}
 	return true
 }
@@ -62,8 +63,8 @@ func Holds(l scenario.Layer, r Row) bool {
 		// What names device and group asks for no route, and the gateways have one.
 		return (forwarded || r.Place == Black && !frames) && (s.To == scenario.Host || s.To == scenario.Resolver)
 	case scenario.Hooks:
-		// The kernel's own reports have no control group, a passed socket has its opener's.
-		return r.Place == Black && s.Name != "membership" && s.Name != "passed"
+		// A passed socket has its opener's control group.
+		return r.Place == Black && s.Name != "passed"
 	case scenario.Guard:
 		// Foreign sockets and the kernel's own are not the handset's. In black the
 		// radio is a known device; elsewhere a device is known or silent.
@@ -75,7 +76,7 @@ func Holds(l scenario.Layer, r Row) bool {
 		}
 		return true
 	case scenario.Newborn:
-		return r.Place == Init && s.Name != "xdp"
+		return r.Place == Init
 	}
 	return false
 }

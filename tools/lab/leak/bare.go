@@ -46,11 +46,12 @@ func (b *bare) Layers() []scenario.Layer { return scenario.AllLayers() }
 // Enter makes a handset whole that was stripped, and brings it to where the state begins.
 func (b *bare) Enter(ctx context.Context, s matrix.State) error {
 	if b.kept != nil && b.base == base(s) && len(b.kept) == 0 {
-		if d, _, frozen := s.Daemon(); frozen {
-			b.frozen = append(b.frozen, d)
-			return b.freeze(ctx, b.name, d, true)
+		d, _, frozen := s.Daemon()
+		if !frozen || slices.Contains(supervisors, d) {
+			return nil // frozen already, and not to be woken by Leave
 		}
-		return nil
+		b.frozen = append(b.frozen, d)
+		return b.freeze(ctx, b.name, d, true)
 	}
 	if b.kept != nil {
 		if err := b.whole(ctx); err != nil {

@@ -133,6 +133,9 @@ func (s *stand) freeze(ctx context.Context, machine, group string, stop bool) er
 	if err != nil {
 		return err
 	}
+	if m.State != netns.On && !stop {
+		return nil // it went with the machine
+	}
 	word := "0"
 	if stop {
 		word = "1"

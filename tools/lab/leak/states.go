@@ -24,7 +24,7 @@ import (
 const grace = 2 * time.Second
 
 // swaps is how often the state policy-swap admits and closes.
-const swaps = 100
+const swaps = 30
 
 // Enter brings the handset to where the state begins.
 func (s *stand) Enter(ctx context.Context, state matrix.State) error {
