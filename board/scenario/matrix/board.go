@@ -60,11 +60,11 @@ type Twin interface {
 // TunnelDevice is the tunnel's device in red.
 const TunnelDevice = "wg0"
 
-// The names of devices that are plugged in: one before the senders are at work,
-// one before their eyes.
+// The names of devices that are plugged in, which no handset is told of: one
+// before the senders are at work, one before their eyes.
 const (
 	pluggedDevice = "usb0"
-	newbornDevice = "usb1"
+	newbornDevice = "eth7"
 )
 
 // Times of what goes on, at most.

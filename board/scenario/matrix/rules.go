@@ -16,7 +16,7 @@ type Rule struct {
 func rules() []Rule {
 	return []Rule{
 		{Reason: "what is sent to loopback ends in the handset: no twin could leak", excludes: func(r Row, _ Sender) bool { return r.Device == Loopback }},
-		{Reason: "no handset of this board is told of a second device", excludes: func(r Row, _ Sender) bool { return r.Device == Modem }},
+		{Reason: "a known second device is not tried here: a twin would have to be stripped of its layers too (docs/known-limits.md)", excludes: func(r Row, _ Sender) bool { return r.Device == Modem }},
 		{Reason: "a sender that names no device goes where the route leads: to the radio or the tunnel, never to a device without a route",
 			excludes: func(r Row, s Sender) bool { return !s.names && r.Device != Radio }},
 		{Reason: "only red has the tunnel's device", excludes: func(r Row, _ Sender) bool { return r.Device == Tunnel && r.Place != Red }},

@@ -246,19 +246,22 @@ func isUp(device string) (bool, error) {
 
 // swap admits and closes in tunneld's place, with the true one stopped.
 func (s *stand) swap(ctx context.Context) (err error) {
-	p, err := s.status(ctx)
-	if err != nil {
-		return err
-	}
-	if p.Gate == nil || p.Gate.Admitted == "" {
-		return errors.New("cannot swap: nothing is admitted")
+	gateway := ""
+	// What the senders do may have closed the phone for a moment.
+	if err := s.until(ctx, func(p bringup.PhoneStatus) bool {
+		if p.Gate != nil {
+			gateway = p.Gate.Admitted
+		}
+		return gateway != ""
+	}); err != nil {
+		return fmt.Errorf("cannot swap: %w", err)
 	}
 	// Not by the control group: the other process is in it as well.
 	if err := s.signal(ctx, "tunneld", unix.SIGSTOP); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.signal(context.WithoutCancel(ctx), "tunneld", unix.SIGCONT)) }()
-	cmd, err := s.w.InPlaceOf(ctx, s.name, "tunneld", s.self, "swap", fmt.Sprint(swaps), p.Gate.Admitted)
+	cmd, err := s.w.InPlaceOf(ctx, s.name, "tunneld", s.self, "swap", fmt.Sprint(swaps), gateway)
 	if err != nil {
 		return err
 	}
@@ -303,7 +306,7 @@ func (s *stand) rekey(ctx context.Context) error {
 	if _, err := rand.Read(j.Marker[:]); err != nil {
 		return err
 	}
-	p, err := s.board.Start(ctx, scenario.Command{Where: scenario.Red, Argv: append([]string{s.self, "attempt"}, j.Args()...)})
+	p, err := s.board.Start(ctx, scenario.Command{Where: scenario.Red, App: App, Argv: append([]string{s.self, "attempt"}, j.Args()...)})
 	if err != nil {
 		return err
 	}
