@@ -21,8 +21,9 @@ func Applies(l scenario.Layer, r Row) bool {
 		// control group: only where the guard alone does not hold.
 		return r.Place == Black && !Holds(scenario.Guard, r)
 	case scenario.Newborn:
-		// Init takes down what root has brought up: whether AF_XDP is faster is chance.
-		return r.Place == Init && r.Sender != "xdp"
+		// Init takes down what root has brought up: whether what passes its floor by
+		// is faster is chance.
+		return r.Place == Init && r.Sender != "xdp" && r.Sender != "passed"
 	}
 	return true
 }

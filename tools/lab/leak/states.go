@@ -126,19 +126,25 @@ func (s *stand) locked(ctx context.Context) error {
 	if err := s.until(ctx, func(p bringup.PhoneStatus) bool { return p.Keystore.State == "sealed" && p.Gate != nil }); err != nil {
 		return err
 	}
-	return s.inBlack(ctx, func(radio netns.Radio) error {
-		for {
-			up, err := isUp(radio.Device)
-			if err != nil || up {
-				return err
-			}
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("the radio did not come up: %w", ctx.Err())
-			case <-time.After(5 * time.Millisecond):
-			}
+	if err := s.inBlack(ctx, func(radio netns.Radio) error { return awaitDevice(ctx, radio.Device, true) }); err != nil {
+		return err
+	}
+	return s.inRed(ctx, func() error { return awaitDevice(ctx, matrix.TunnelDevice, false) })
+}
+
+// awaitDevice waits until a device is there, and up if that is asked for.
+func awaitDevice(ctx context.Context, device string, up bool) error {
+	for {
+		is, err := isUp(device)
+		if err == nil && (is || !up) {
+			return nil
 		}
-	})
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not come up: %w", device, errors.Join(ctx.Err(), err))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 // connecting unlocks a handset whose gateway does not answer.
@@ -229,6 +235,20 @@ func (s *stand) inBlack(ctx context.Context, do func(netns.Radio) error) error {
 	}
 	defer black.Close()
 	return black.Do(func() error { return do(m.Radio) })
+}
+
+// inRed does something in the handset's red namespace.
+func (s *stand) inRed(ctx context.Context, do func() error) error {
+	m, err := s.w.Machine(ctx, s.name)
+	if err != nil {
+		return err
+	}
+	red, err := link.Open(m.Paths.Red)
+	if err != nil {
+		return err
+	}
+	defer red.Close()
+	return red.Do(do)
 }
 
 func isUp(device string) (bool, error) {
