@@ -120,12 +120,15 @@ func giveRedRadios(ctx context.Context, w *netns.World, m netns.Machine) error {
 		if err := w.HotPlug(ctx, m.Name, d.plug); err != nil {
 			return err
 		}
-		if err := own.Do(func() error {
-			return errors.Join(link.Rename(d.plug, d.name), link.MoveTo(d.name, red))
-		}); err != nil {
+		if err := own.Do(func() error { return link.MoveTo(d.plug, red) }); err != nil {
 			return err
 		}
-		if err := red.Do(func() error { return configure(d.name, m, i*later) }); err != nil {
+		if err := red.Do(func() error {
+			if err := link.Rename(d.plug, d.name); err != nil {
+				return err
+			}
+			return configure(d.name, m, i*later)
+		}); err != nil {
 			return err
 		}
 	}
