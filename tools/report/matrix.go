@@ -80,8 +80,11 @@ func matrixView(m *matrix.Report, css template.CSS) matrixPage {
 	p := matrixPage{Report: m, CSS: css, Heading: "Leak matrix: nothing left", Held: n[matrix.Held], Known: n[matrix.Accepted],
 		States: m.Axes[0].Values, Layers: m.AloneTable()}
 	p.NotHeld = len(m.Rows) - p.Held - p.Known
-	if !m.Passed {
+	switch {
+	case !m.Passed:
 		p.Heading = "Leak matrix: not passed"
+	case p.Known > 0:
+		p.Heading = "Leak matrix: nothing left but what is accepted"
 	}
 	cut := min(len(m.Failures), shownFailures)
 	p.FirstFailures, p.MoreFailures = m.Failures[:cut], m.Failures[cut:]

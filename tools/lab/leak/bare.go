@@ -110,8 +110,11 @@ func (b *bare) Happen(ctx context.Context, s matrix.State) error {
 		b.base = ""
 		return b.KillInit(ctx)
 	default:
+		// One that an earlier crowd of this state has killed was not started again.
 		if d, killed, _ := s.Daemon(); killed {
-			err = b.KillDaemon(ctx, d)
+			if _, _, gone := b.processes(ctx, d); gone == nil {
+				err = b.KillDaemon(ctx, d)
+			}
 		}
 	}
 	return errors.Join(err, wait(ctx, bareSpan))
