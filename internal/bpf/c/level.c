@@ -123,15 +123,33 @@ INLINE struct row *row_of_caller(void)
 	return bpf_map_lookup_elem(&level_rows, &id);
 }
 
-INLINE struct row *row_of_socket(struct __sk_buff *skb)
+/*
+ * All that the decision on a packet keeps on its stack. Behind the first store to each
+ * place of a stack the verifier puts a barrier, as egressd has no CAP_PERFMON, and every
+ * packet pays for it; a helper that fills many places costs one. So the head of the
+ * packet is loaded to where the address of an IPv4 one is in its place, over the rest.
+ */
+struct asked {
+	__u64 number; /* of a cgroup, then of a counter */
+	/* struct prefix */
+	__u64 bits; /* and the low half of netns */
+	__u32 netns;
+	__u32 addr[4];
+};
+_Static_assert(__builtin_offsetof(struct asked, addr) - __builtin_offsetof(struct asked, bits) == __builtin_offsetof(struct prefix, addr), "struct prefix");
+
+#define IPV4_HEADER 20 /* ends with the destination */
+_Static_assert(__builtin_offsetof(struct asked, addr) + 16 - __builtin_offsetof(struct asked, netns) == IPV4_HEADER, "where the header goes");
+
+INLINE struct row *row_of_socket(struct __sk_buff *skb, struct asked *a)
 {
-	__u64 id = bpf_skb_ancestor_cgroup_id(skb, depth + 1);
-	struct row *r = bpf_map_lookup_elem(&level_rows, &id);
+	a->number = bpf_skb_ancestor_cgroup_id(skb, depth + 1);
+	struct row *r = bpf_map_lookup_elem(&level_rows, &a->number);
 
 	if (r)
 		return r;
-	id = bpf_skb_ancestor_cgroup_id(skb, depth + 2);
-	return bpf_map_lookup_elem(&level_rows, &id);
+	a->number = bpf_skb_ancestor_cgroup_id(skb, depth + 2);
+	return bpf_map_lookup_elem(&level_rows, &a->number);
 }
 
 /* The network of an address, given as four words. */
@@ -283,9 +301,9 @@ int level_socket(struct inet_sock *ctx)
 /* Keep in step with egress.LoopbackMark. */
 #define LOOPBACK_MARK 0x52470000
 
-INLINE enum reason decide_packet(struct __sk_buff *skb, int dir)
+INLINE enum reason decide_packet(struct __sk_buff *skb, int dir, struct asked *a)
 {
-	struct row *r = row_of_socket(skb);
+	struct row *r = row_of_socket(skb, a);
 
 	if (!r)
 		return L_PROCESS;
@@ -298,22 +316,27 @@ INLINE enum reason decide_packet(struct __sk_buff *skb, int dir)
 			return L_LOOPBACK;
 		return ALLOWED;
 	}
-	__u32 addr[4] = {};
-	__u8 version;
-
-	if (bpf_skb_load_bytes(skb, 0, &version, 1))
+	/* What is shorter than this is no packet of either family. */
+	if (bpf_skb_load_bytes(skb, 0, &a->netns, IPV4_HEADER))
 		return L_PACKET;
-	if (version >> 4 == 4) {
-		addr[2] = BE32(0xffff);
-		if (bpf_skb_load_bytes(skb, dir == DIR_EGRESS ? 16 : 12, addr + 3, 4))
+	switch (*(__u8 *)&a->netns >> 4) {
+	case 4:
+		if (dir == DIR_INGRESS) /* the source is in front of the destination */
+			a->addr[3] = a->addr[2];
+		a->addr[0] = 0;
+		a->addr[1] = 0;
+		a->addr[2] = BE32(0xffff);
+		break;
+	case 6:
+		if (bpf_skb_load_bytes(skb, dir == DIR_EGRESS ? 24 : 8, a->addr, 16))
 			return L_PACKET;
-	} else if (version >> 4 == 6) {
-		if (bpf_skb_load_bytes(skb, dir == DIR_EGRESS ? 24 : 8, addr, 16))
-			return L_PACKET;
-	} else {
+		break;
+	default:
 		return L_PACKET;
 	}
-	struct network *n = network_of(r->netns, addr);
+	a->bits = (64 + 128) | r->netns << 32;
+	a->netns = r->netns >> 32;
+	struct network *n = bpf_map_lookup_elem(&level_nets, &a->bits);
 
 	if (!n)
 		return L_NETWORK;
@@ -326,9 +349,14 @@ INLINE enum reason decide_packet(struct __sk_buff *skb, int dir)
 
 INLINE int packet(struct __sk_buff *skb, int dir)
 {
-	enum reason reason = decide_packet(skb, dir);
+	struct asked a;
+	enum reason reason = decide_packet(skb, dir, &a);
 
-	count(dir == DIR_EGRESS ? HOOK_OUT : HOOK_IN, reason);
+	a.number = (dir == DIR_EGRESS ? HOOK_OUT : HOOK_IN) * REASONS + reason;
+	__u64 *n = bpf_map_lookup_elem(&level_counts, &a.number); /* its low half */
+
+	if (n)
+		(*n)++;
 	if (reason == ALLOWED)
 		return ALLOW;
 	struct drop_sample s = {
