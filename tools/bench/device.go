@@ -32,19 +32,11 @@ type deviceSample struct {
 // newDevices times the layers of a new device, each in a namespace of its own, as a modem that appears while the phone runs.
 func newDevices(ctx context.Context, _ options, r *result) (err error) {
 	r.Settings["device"] = "a new veth, down, in a new namespace; by root, with the library that egressd and init use; the move between namespaces is not in it"
-	dir, err := os.MkdirTemp("", "rempart-bench-pins-")
+	pins, unmount, err := bpffs()
 	if err != nil {
-		return fmt.Errorf("cannot make a folder for pins: %w", err)
+		return err
 	}
-	defer func() { err = errors.Join(err, os.Remove(dir)) }()
-	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
-		return fmt.Errorf("cannot mount a BPF file system: %w", err)
-	}
-	defer func() { err = errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH)) }()
-	pins := filepath.Join(dir, "pins") // the folder above has files of the kernel's own
-	if err := os.Mkdir(pins, 0o700); err != nil {
-		return fmt.Errorf("cannot make a folder for pins: %w", err)
-	}
+	defer func() { err = errors.Join(err, unmount()) }()
 	var samples []deviceSample
 	var gate, all []float64
 	for range deviceSamples {
@@ -123,4 +115,37 @@ func unpin(pins string) (err error) {
 		err = errors.Join(err, os.Remove(filepath.Join(pins, e.Name())))
 	}
 	return err
+}
+
+// bpffs makes a folder for pins on a file system of its own.
+func bpffs() (pins string, unmount func() error, err error) {
+	dir, err := os.MkdirTemp("", "rempart-bench-pins-")
+	if err != nil {
+		return "", nil, fmt.Errorf("cannot make a folder for pins: %w", err)
+	}
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("cannot mount a BPF file system: %w", err), os.Remove(dir))
+	}
+	unmount = func() error { return errors.Join(unix.Unmount(dir, unix.MNT_DETACH), os.Remove(dir)) }
+	pins = filepath.Join(dir, "pins") // the folder above has files of the kernel's own
+	if err := os.Mkdir(pins, 0o700); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("cannot make a folder for pins: %w", err), unmount())
+	}
+	return pins, unmount, nil
+}
+
+// asEgressd leaves the calling thread, which ends soon, egressd's capabilities: with these alone the kernel looks longer at
+// a program and puts barriers into it that it leaves out for root.
+func asEgressd() error {
+	caps := uint64(1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_BPF)
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	for i := range data {
+		word := uint32(caps >> (32 * i))
+		data[i] = unix.CapUserData{Effective: word, Permitted: word}
+	}
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return fmt.Errorf("cannot give capabilities up: %w", err)
+	}
+	return nil
 }

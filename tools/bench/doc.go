@@ -9,11 +9,22 @@
 //	gate  the gate's decision on a frame, above an empty program
 //	idle  egressd of a phone that is up while nobody asks it anything, and while
 //	      packets are dropped: wakeups and memory
+//	send  one sendto of 64 bytes, refused and admitted, behind our layers and behind
+//	      what a user would write in nft instead, 25 interleaved rounds
 //	tcp   TCP through the tunnel against plain wireguard-go on the same links,
 //	      10 interleaved pairs
 //
 // In every run the link is captured without a filter, from before power-on, and
 // no frame may be outside the signed policy's classes.
+//
+// A sample of send is the mean of a block of 10,000 sends through one socket, made on one
+// processor by a thread that no ordinary process interrupts. A ratio is that of two blocks
+// of the same round, and the bound is on the median of the rounds' ratios, never on a
+// ratio of medians; the best block is the column MIN. All places stand at once and differ
+// in their layers alone: a veth, whose other end drops at once, and a control group that
+// the sender is in. The gate and the hooks are loaded with egressd's capabilities. Bounded
+// are sends of a connected socket, which is what tunneld has. It must run while no other
+// handset does on the machine: the guard's system-call form is paid by all.
 //
 // Each run writes out/bench/NAME.json with every raw sample and the machine's
 // facts, and prints a table; the exit code tells whether all bounds held.

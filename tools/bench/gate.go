@@ -121,13 +121,26 @@ func chain6(own uint64, cut bool) enforce.Trial {
 
 // ownCgroup is the id of this process's cgroup: the one that a test run's frames are from.
 func ownCgroup() (uint64, error) {
+	dir, err := ownCgroupDir()
+	if err != nil {
+		return 0, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return 0, fmt.Errorf("cannot find the own cgroup: %w", err)
+	}
+	return st.Ino, nil
+}
+
+// ownCgroupDir is the folder of this process's cgroup.
+func ownCgroupDir() (string, error) {
 	text, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return 0, fmt.Errorf("cannot find the own cgroup: %w", err)
+		return "", fmt.Errorf("cannot find the own cgroup: %w", err)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return 0, fmt.Errorf("cannot find the own cgroup: %w", err)
+		return "", fmt.Errorf("cannot find the own cgroup: %w", err)
 	}
 	for line := range strings.Lines(string(text)) {
 		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
@@ -136,13 +149,9 @@ func ownCgroup() (uint64, error) {
 		}
 		for mount := range strings.Lines(string(mounts)) {
 			if fields := strings.Fields(mount); strings.Contains(mount, " - cgroup2 ") && fields[3] == "/" {
-				var st unix.Stat_t
-				if err := unix.Stat(filepath.Join(fields[4], path), &st); err != nil {
-					return 0, fmt.Errorf("cannot find the own cgroup: %w", err)
-				}
-				return st.Ino, nil
+				return filepath.Join(fields[4], path), nil
 			}
 		}
 	}
-	return 0, fmt.Errorf("cannot find the own cgroup: no cgroup2 is mounted")
+	return "", fmt.Errorf("cannot find the own cgroup: no cgroup2 is mounted")
 }

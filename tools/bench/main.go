@@ -49,6 +49,7 @@ func benchmarks() []benchmark {
 		{"device", "the layers of a new device", newDevices},
 		{"gate", "the gate's decision on a frame", gate},
 		{"idle", "egressd while nobody asks it anything", idle},
+		{"send", "single sends behind the layers, against nft", sends},
 		{"tcp", "TCP through the tunnel against plain wireguard-go", tcp},
 	}
 }

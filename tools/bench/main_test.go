@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 
 func TestCommandLine(t *testing.T) {
 	o, err := read(nil)
-	if err != nil || !slices.Equal(o.only, []string{"boot", "call", "device", "gate", "idle", "tcp"}) || o.boots != 20 || o.calls != 20 || o.pairs != 10 || o.offload ||
+	if err != nil || !slices.Equal(o.only, []string{"boot", "call", "device", "gate", "idle", "send", "tcp"}) || o.boots != 20 || o.calls != 20 || o.pairs != 10 || o.offload ||
 		!filepath.IsAbs(o.out) || !strings.HasSuffix(o.out, "out/bench") {
 		t.Errorf("without flags: %+v, %v", o, err)
 	}
@@ -36,7 +36,7 @@ func TestCommandLine(t *testing.T) {
 		t.Errorf("with flags: %+v, %v", o, err)
 	}
 	for _, bad := range [][]string{{"-only", "boat"}, {"-only", ""}, {"-boots", "0"}, {"-calls", "-1"}, {"-pairs", "0"}, {"-seconds", "0"}, {"-idle", "0s"}, {"boot"}, {"-no"}} {
-		if _, err := read(bad); err == nil || !strings.Contains(run.HintOf(err), "-only boot,call,device,gate,idle,tcp") {
+		if _, err := read(bad); err == nil || !strings.Contains(run.HintOf(err), "-only boot,call,device,gate,idle,send,tcp") {
 			t.Errorf("%v: %v, hint %q", bad, err, run.HintOf(err))
 		}
 	}
