@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,9 @@ var (
 // frontDevice is the end that stays in the namespace that is left.
 const frontDevice = "behind0"
 
+// cableWait is how long to wait for the end of an earlier cable.
+const cableWait = 5 * time.Second
+
 // EnterBehind puts the calling thread into a new network namespace that is joined
 // to the one it leaves by a cable, as a container or a tethered machine is, and
 // has the old one forward what comes out of it. The device in the new one has the
@@ -38,8 +42,15 @@ func EnterBehind(device string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("cannot make a network namespace: %w", err)
 	}
-	if err := link.AddVeth(link.Port{Name: device, MAC: behindMAC}, link.Port{Name: frontDevice, NS: front, MAC: BehindHop}); err != nil {
-		return err
+	// The cable of a namespace that has just gone is taken away by the kernel in its own time.
+	for end := time.Now().Add(cableWait); ; time.Sleep(10 * time.Millisecond) {
+		err := link.AddVeth(link.Port{Name: device, MAC: behindMAC}, link.Port{Name: frontDevice, NS: front, MAC: BehindHop})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EEXIST) || time.Now().After(end) {
+			return err
+		}
 	}
 	if err := front.Do(func() error {
 		return errors.Join(

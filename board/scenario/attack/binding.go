@@ -49,6 +49,9 @@ func runPktInfo(_ context.Context, j Job, t *tally) {
 	}
 }
 
+// connectedPause is between two sends: a capture must keep up with a hundred such senders.
+const connectedPause = 5 * time.Millisecond
+
 // runConnected connects once and sends on that socket for the job's time: what
 // was decided at connect must not hold for ever.
 func runConnected(ctx context.Context, j Job, t *tally) {
@@ -75,7 +78,7 @@ func runConnected(ctx context.Context, j Job, t *tally) {
 		send()
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Millisecond):
+		case <-time.After(connectedPause):
 		}
 	}
 }
