@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -23,16 +24,29 @@ type Record struct {
 	maps map[string]*ebpf.Map
 }
 
-// OpenRecord takes over the drop record that is pinned in pinDir, or makes and pins a
-// new one. No process can write it, also not the one that made it.
-func OpenRecord(pinDir string) (*Record, error) {
-	r := &Record{maps: map[string]*ebpf.Map{}}
+// recordShapes are the record's maps as they were compiled, read once: every device asks.
+var recordShapes = sync.OnceValues(func() (map[string]*ebpf.MapSpec, error) {
 	spec, err := bpf.LoadLevel()
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the object of the level hooks: %w", err)
 	}
+	shapes := map[string]*ebpf.MapSpec{}
 	for _, name := range recordMaps {
-		m, err := openShared(filepath.Join(pinDir, name), spec.Maps[name])
+		shapes[name] = spec.Maps[name]
+	}
+	return shapes, nil
+})
+
+// OpenRecord takes over the drop record that is pinned in pinDir, or makes and pins a
+// new one. No process can write it, also not the one that made it.
+func OpenRecord(pinDir string) (*Record, error) {
+	r := &Record{maps: map[string]*ebpf.Map{}}
+	shapes, err := recordShapes()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range recordMaps {
+		m, err := openShared(filepath.Join(pinDir, name), shapes[name].Copy())
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("cannot open the drop record: %w", err), r.Close())
 		}
