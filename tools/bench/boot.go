@@ -131,19 +131,23 @@ func reportBoots(r *result, samples []bootSample) {
 		up = append(up, s.UpMS)
 	}
 	r.add("init's first line to tunnel up", "ms", up, bound{Of: p95, Limit: 1000})
-	r.Breakdown = parts(samples)
+	var spans [][]span
+	for _, s := range samples {
+		spans = append(spans, s.Spans)
+	}
+	r.Breakdown = parts(spans)
 }
 
-// parts sums the spans of all boots up, in the order of the first boot.
-func parts(samples []bootSample) []breakdown {
+// parts sums the spans of all samples up, in the order of the first one.
+func parts(samples [][]span) []breakdown {
 	if len(samples) == 0 {
 		return nil
 	}
 	var all []breakdown
-	for _, part := range samples[0].Spans {
+	for _, part := range samples[0] {
 		var from, to, took []float64
-		for _, s := range samples {
-			for _, p := range s.Spans {
+		for _, spans := range samples {
+			for _, p := range spans {
 				if p.What == part.What {
 					from, to = append(from, float64(p.FromNS)/1e6), append(to, float64(p.ToNS)/1e6)
 					took = append(took, float64(p.ToNS-p.FromNS)/1e6)

@@ -68,7 +68,11 @@ func TestPartsAreMediansOfTheirOwn(t *testing.T) {
 		sample(1100, span{"init: gate", 3e6, 4e6}, span{"keyd", 3e6, 4e6}),
 		sample(400, span{"init: gate", 2e6, 8e6}),
 	}
-	got := parts(samples)
+	var spans [][]span
+	for _, s := range samples {
+		spans = append(spans, s.Spans)
+	}
+	got := parts(spans)
 	if want := (breakdown{"init: gate", 3, 2, 5, 4, 6}); len(got) != 2 || got[0] != want {
 		t.Errorf("got %+v, want %+v first", got, want)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,56 +13,70 @@ import (
 	"rempart/internal/link"
 	"rempart/vpn/egress"
 	"rempart/vpn/enforce"
-	"rempart/vpn/enforce/nft"
-	"rempart/vpn/enforce/xfrm"
 )
 
 // deviceSamples is how many new devices get their layers.
 const deviceSamples = 20
 
-// deviceSample is one new device. Times are since it was there, down.
+// deviceSample is two new devices: one that gets floor and gate alone, and one that gets every layer, as init plugs in a modem
+// that appears while the phone runs. Times are since the device was there.
 type deviceSample struct {
 	FloorMS float64 `json:"floor_ms"`
 	GateMS  float64 `json:"gate_ms"` // attached in front of the floor, and read back
-	AllMS   float64 `json:"all_ms"`  // nft closed and released, the IPsec default, each read back
+	AllMS   float64 `json:"all_ms"`  // closed in every layer, read back, known to the guard
+	Spans   []span  `json:"spans"`   // of the second device; the last is what follows when all is as it should be
 	Load    string  `json:"load"`
 }
 
-// newDevices times the layers of a new device, each in a namespace of its own, as a modem that appears while the phone runs.
-func newDevices(ctx context.Context, _ options, r *result) (err error) {
-	r.Settings["device"] = "a new veth, down, in a new namespace; by root, with the library that egressd and init use; the move between namespaces is not in it"
+// newDevices times the layers of a new device.
+func newDevices(ctx context.Context, _ options, r *result) error {
+	return someDevices(ctx, r, deviceSamples)
+}
+
+func someDevices(ctx context.Context, r *result, count int) (err error) {
+	r.Settings["device"] = "a new veth, down; by this process with the library that egressd and init use, what egressd does with egressd's capabilities; the phone runs already, so its own programs are known"
 	pins, unmount, err := bpffs()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
+	phone, err := newPlugged(pins)
+	defer func() { err = errors.Join(err, phone.close()) }()
+	if err != nil {
+		return err
+	}
+	r.Settings["guard"] = phone.guarded
 	var samples []deviceSample
 	var gate, all []float64
-	for range deviceSamples {
+	var spans [][]span
+	for i := range count + 1 {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		s, err := newDevice(pins)
-		if err != nil {
+		s := deviceSample{Load: loadAverage()}
+		if err := errors.Join(s.floorAndGate(pins), phone.plug(&s, fmt.Sprintf("usb%d", i))); err != nil {
 			return err
 		}
-		samples, gate, all = append(samples, s), append(gate, s.GateMS), append(all, s.AllMS)
+		if i == 0 {
+			continue // this process learns what its own programs look like, as init did at the start
+		}
+		samples, gate, all, spans = append(samples, s), append(gate, s.GateMS), append(all, s.AllMS), append(spans, s.Spans)
 	}
 	r.Raw = samples
+	r.Breakdown = parts(spans)
 	r.add("floor and gate on a new device", "ms", gate, bound{Of: p95, Limit: 20})
 	r.add("all layers on a new device", "ms", all, bound{Of: p95, Limit: 150})
 	return nil
 }
 
-// newDevice makes a device and puts every layer on it.
-func newDevice(pins string) (s deviceSample, err error) {
-	s.Load = loadAverage()
+// floorAndGate puts both on a device and reads them back.
+func (s *deviceSample) floorAndGate(pins string) error {
 	black, err := link.Create("")
 	if err != nil {
-		return s, err
+		return err
 	}
 	defer black.Close()
-	err = black.Do(func() (err error) {
+	return black.Do(func() (err error) {
 		if err := link.AddVeth(link.Port{Name: "wwan0"}, link.Port{Name: "far0"}); err != nil {
 			return err
 		}
@@ -77,35 +90,27 @@ func newDevice(pins string) (s deviceSample, err error) {
 			return err
 		}
 		s.FloorMS = since()
-		g, err := enforce.Attach(index, pins)
+		g, err := attachAsEgressd(black, index, pins)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, enforce.Sever(index), g.Release(), unpin(pins)) }()
 		report, err := enforce.ReadBack(index, egress.DenyAll(), egress.LinkFacts{})
-		if err := errors.Join(err, report.Err()); err != nil {
-			return err
-		}
 		s.GateMS = since()
-		owner, err := nft.Open()
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, owner.Close()) }()
-		policy := egress.Policy{Classes: []egress.Class{{Gateway: "gateway", Addr: netip.MustParseAddr("203.0.113.1"), Proto: egress.UDP, Port: 51820, Purpose: egress.Tunnel, Cgroup: 1}}}
-		for _, table := range []nft.Table{nft.Closed("wwan0"), nft.Released("wwan0", policy, 903)} {
-			if err := errors.Join(owner.Put(table), nft.ReadBack(owner.Port(), table)); err != nil {
-				return err
-			}
-		}
-		classes := xfrm.Classes(policy)
-		if err := errors.Join(xfrm.Put(classes), xfrm.ReadBack(classes)); err != nil {
-			return err
-		}
-		s.AllMS = since()
-		return nil
+		return errors.Join(err, report.Err())
 	})
-	return s, err
+}
+
+// attachAsEgressd has the gate attached by a thread that can do what egressd can.
+func attachAsEgressd(black *link.NS, index int, pins string) (g *enforce.Gate, err error) {
+	err = black.Do(func() (err error) {
+		if err := asEgressd(); err != nil {
+			return err
+		}
+		g, err = enforce.Attach(index, pins)
+		return err
+	})
+	return g, err
 }
 
 // unpin removes the pins of a device that goes: the next one may have its number.

@@ -5,7 +5,8 @@
 //	boot  init's first line → tunnel up, 20 boots of one handset, PIN given at once
 //	call  dial → first decoded audio, one-way latency, and the received samples
 //	      against a local decode of the same packets, 20 calls
-//	device  floor, gate, nft and the IPsec default on 20 new devices, each read back
+//	device  floor and gate on 20 new devices, and every layer on 20 more as init plugs
+//	      a modem in, each read back
 //	gate  the gate's decision on a frame, above an empty program
 //	idle  egressd of a phone that is up while nobody asks it anything, and while
 //	      packets are dropped: wakeups and memory
