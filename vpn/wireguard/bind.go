@@ -45,6 +45,10 @@ type bind struct {
 	data   atomic.Uint64         // data packets sent, keepalives left out
 	failed atomic.Pointer[error] // the last failed send since the last sample
 	spare  sync.Pool             // *[]ipv6.Message, for sending
+	// only is the one other end that a handset has: packets of anybody else are not
+	// taken, and wireguard-go cannot follow it to another address. A zero one is a
+	// gateway's, which answers everybody. It is read when the sockets are opened.
+	only netip.AddrPort
 }
 
 // half is the socket of one family.
@@ -53,6 +57,11 @@ type half struct {
 	batch batch
 	gso   atomic.Bool
 	gro   bool
+	only  netip.AddrPort // the bind's
+
+	lead   sync.RWMutex // held while sending, and for writing to connect
+	path   *path        // where the socket is connected to, or nil
+	failed *endpoint    // whose path did not serve
 }
 
 // batch is what ipv4.PacketConn and ipv6.PacketConn have in common; their
@@ -81,15 +90,17 @@ func (b *bind) Open(port uint16) (receive []conn.ReceiveFunc, actual uint16, err
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
 	for range 100 {
-		if b.v4, err = openHalf("udp4", port); err != nil {
+		// IPv4 second: a socket that was bound to a port by its number keeps it when
+		// it is connected and parted again, one of the kernel's choice does not.
+		if b.v6, err = b.openHalf("udp6", port); err != nil {
 			return nil, 0, err
 		}
-		actual = uint16(b.v4.conn.LocalAddr().(*net.UDPAddr).Port)
-		if b.v6, err = openHalf("udp6", actual); err == nil {
+		actual = uint16(b.v6.conn.LocalAddr().(*net.UDPAddr).Port)
+		if b.v4, err = b.openHalf("udp4", actual); err == nil {
 			return []conn.ReceiveFunc{b.v4.receiver(), b.v6.receiver()}, actual, nil
 		}
-		err = errors.Join(err, b.v4.conn.Close())
-		b.v4 = nil
+		err = errors.Join(err, b.v6.conn.Close())
+		b.v6 = nil
 		if port != 0 || !errors.Is(err, unix.EADDRINUSE) {
 			return nil, 0, err
 		}
@@ -97,8 +108,8 @@ func (b *bind) Open(port uint16) (receive []conn.ReceiveFunc, actual uint16, err
 	return nil, 0, err
 }
 
-func openHalf(family string, port uint16) (*half, error) {
-	h := &half{}
+func (b *bind) openHalf(family string, port uint16) (*half, error) {
+	h := &half{only: b.only}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		if ctl := raw.Control(func(fd uintptr) { err = h.options(int(fd), family) }); ctl != nil {
@@ -207,11 +218,17 @@ func (h *half) receiver() conn.ReceiveFunc {
 			read[i].Buffers[0], read[i].OOB = packets[first+i], read[i].OOB[:controlSize]
 		}
 		n, err := h.batch.ReadBatch(read, 0)
+		for err != nil && passing(err) {
+			n, err = h.batch.ReadBatch(read, 0)
+		}
 		if err != nil {
 			return 0, err
 		}
 		out := 0
 		for i := range read[:n] {
+			if h.only.IsValid() && sender(&read[i]) != h.only {
+				continue
+			}
 			if out, err = split(&read[i], packets, sizes, from, out); err != nil {
 				return 0, err
 			}
@@ -223,12 +240,10 @@ func (h *half) receiver() conn.ReceiveFunc {
 // split writes the packets of one read to out and on, and returns the next free
 // place. The message's own buffer is never before the place written to.
 func split(m *ipv6.Message, packets [][]byte, sizes []int, from []conn.Endpoint, out int) (int, error) {
-	address, ok := m.Addr.(*net.UDPAddr)
-	if !ok {
+	e := &endpoint{dst: sender(m)}
+	if !e.dst.IsValid() {
 		return out, errors.New("cannot receive: a packet has no sender")
 	}
-	ap := address.AddrPort()
-	e := &endpoint{dst: netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}
 	segment := control(m.OOB[:m.NN], e)
 	if segment <= 0 {
 		segment = m.N
@@ -245,6 +260,16 @@ func split(m *ipv6.Message, packets [][]byte, sizes []int, from []conn.Endpoint,
 			return out, nil
 		}
 	}
+}
+
+// sender is where a message came from, or zero.
+func sender(m *ipv6.Message) netip.AddrPort {
+	address, ok := m.Addr.(*net.UDPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := address.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // control reads the segment size, 0 without one, and keeps the packet information.
@@ -296,12 +321,39 @@ func (b *bind) send(packets [][]byte, to conn.Endpoint) error {
 	if h == nil {
 		return net.ErrClosed
 	}
+	rest, connected, err := b.through(h, packets, e)
+	if err != nil && connected {
+		// What a connected socket refuses may be about an earlier packet, or about a
+		// path that is gone. Without the connection this packet says it for itself.
+		h.refuse(e)
+		rest, _, err = b.through(h, rest, e)
+	}
+	if h.only.IsValid() && len(e.src) > 0 && gone(err) {
+		// A handset's address or radio is not there any more, and need not come back:
+		// the route says what there is now, and the gateway answers there.
+		_, _, err = b.through(h, rest, &endpoint{dst: e.dst})
+	}
+	return err
+}
+
+// through sends packets on a socket and returns those that were not sent, and whether
+// the socket was connected.
+func (b *bind) through(h *half, packets [][]byte, e *endpoint) (rest [][]byte, connected bool, err error) {
+	connected, release, err := h.aim(e)
+	defer release()
+	if err != nil {
+		return packets, connected, err
+	}
 	msgs := b.spare.Get().(*[]ipv6.Message)
 	defer b.spare.Put(msgs)
-	address := net.UDPAddrFromAddrPort(e.dst)
+	var address net.Addr
+	var src []byte
+	if !connected { // a connected socket must be told neither, or it asks for the route again
+		address, src = net.UDPAddrFromAddrPort(e.dst), e.src
+	}
 	for len(packets) > 0 {
 		gso := h.gso.Load()
-		n := pack(*msgs, packets, e, address, gso)
+		n := pack(*msgs, packets, src, address, gso)
 		done, err := h.write((*msgs)[:n])
 		if err != nil && gso && errors.Is(err, unix.EIO) {
 			// The device cannot checksum what GSO would cut (udp(7)): never again
@@ -316,10 +368,10 @@ func (b *bind) send(packets [][]byte, to conn.Endpoint) error {
 			(*msgs)[i].Buffers, (*msgs)[i].Addr = nil, nil
 		}
 		if err != nil {
-			return err
+			return packets, connected, err
 		}
 	}
-	return nil
+	return nil, connected, nil
 }
 
 // write sends msgs and returns how many were sent whole.
@@ -337,7 +389,7 @@ func (h *half) write(msgs []ipv6.Message) (done int, err error) {
 // pack fills msgs with packets, in order and as far as they go: with gso, runs
 // of one length (the last may be shorter) share a message. It returns how many
 // messages are used.
-func pack(msgs []ipv6.Message, packets [][]byte, e *endpoint, to *net.UDPAddr, gso bool) (n int) {
+func pack(msgs []ipv6.Message, packets [][]byte, src []byte, to net.Addr, gso bool) (n int) {
 	for len(packets) > 0 && n < len(msgs) {
 		size, total, run := len(packets[0]), len(packets[0]), 1
 		for gso && run < len(packets) && run < maxSegments {
@@ -353,7 +405,7 @@ func pack(msgs []ipv6.Message, packets [][]byte, e *endpoint, to *net.UDPAddr, g
 		}
 		m := &msgs[n]
 		m.Buffers, m.Addr = packets[:run:run], to
-		m.OOB = append(m.OOB[:0], e.src...)
+		m.OOB = append(m.OOB[:0], src...)
 		if run > 1 {
 			m.OOB = appendSegment(m.OOB, uint16(size))
 		}

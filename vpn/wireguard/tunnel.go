@@ -3,6 +3,7 @@ package wireguard
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -103,6 +104,7 @@ func (t *Tunnel) Connect(peer Peer) error {
 	if err := t.down(); err != nil {
 		return err
 	}
+	t.bind.only = netip.AddrPortFrom(peer.Endpoint.Addr().Unmap(), peer.Endpoint.Port())
 	if err := t.up(); err != nil {
 		return err
 	}
@@ -128,6 +130,7 @@ func (t *Tunnel) Listen(port uint16, peers []Peer) error {
 	if err := t.down(); err != nil {
 		return err
 	}
+	t.bind.only = netip.AddrPort{}
 	if err := t.device.IpcSet("listen_port=" + strconv.Itoa(int(port)) + "\n"); err != nil {
 		return fmt.Errorf("cannot listen on UDP port %d: %w", port, err)
 	}

@@ -40,6 +40,11 @@ func TestHandshakeAndTraffic(t *testing.T) {
 			if err != nil || len(peers) != 1 || peers[0].Sent < size || peers[0].Key != b.public || peers[0].Endpoint != b.endpoint(family) {
 				t.Fatalf("status is %+v, %v", peers, err)
 			}
+			ta.bind.v4.lead.RLock()
+			if connected := ta.bind.v4.path != nil; connected != (family == 0) || tb.bind.v4.path != nil || tb.bind.v6.path != nil {
+				t.Errorf("the IPv4 socket of the handset is connected: %v", connected)
+			}
+			ta.bind.v4.lead.RUnlock()
 			if tr := ta.Traffic(); tr.Data == 0 || tr.Failed != nil {
 				t.Errorf("traffic is %+v", tr)
 			}

@@ -76,6 +76,12 @@ func put(want []Policy) error {
 		if _, err := ask(nl.XFRM_MSG_FLUSHPOLICY, unix.NLM_F_ACK, 0, nil); err != nil {
 			return fmt.Errorf("flush: %w", err)
 		}
+		// A connected socket that was allowed keeps its route without asking again, and
+		// that a policy goes is no reason for the kernel to ask; that the default is set
+		// is one.
+		if err := block(); err != nil {
+			return fmt.Errorf("default: %w", err)
+		}
 		have = nil
 	}
 	for _, l := range have {

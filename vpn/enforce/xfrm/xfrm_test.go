@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"rempart/internal/link"
@@ -359,5 +360,55 @@ func TestLinkLayerMinimum(t *testing.T) {
 	}
 	if Link(egress.LinkFacts{}) != nil {
 		t.Error("a link without facts lets something through")
+	}
+}
+
+// A connected socket keeps the route that it was allowed. Put makes the kernel ask again,
+// also when the socket is used at the very moment when the policies go.
+func TestConnectedSocketsAreAskedAgain(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "IPsec default: connected sockets")
+	w := newWorld(t)
+	for _, far := range []netip.Addr{gateway4, gateway6} {
+		w.put(Classes(classes))
+		var c net.Conn
+		w.in(w.black, func() (err error) {
+			c, err = net.Dial("udp", netip.AddrPortFrom(far, 51820).String())
+			return err
+		})
+		defer c.Close()
+		write := func() error { _, err := c.Write([]byte("late")); return err }
+		if err := write(); err != nil {
+			t.Fatalf("%v: an allowed packet: %v", far, err)
+		}
+		// The failing twin: the policies go, and nothing else happens.
+		w.in(w.black, func() error { _, err := ask(nl.XFRM_MSG_FLUSHPOLICY, unix.NLM_F_ACK, 0, nil); return err })
+		if err := write(); err != nil {
+			t.Errorf("%v: the twin is refused (%v): Put need not set the default twice", far, err)
+		}
+		for range 50 {
+			w.put(Classes(classes))
+			if err := write(); err != nil {
+				t.Fatalf("%v: an allowed packet: %v", far, err)
+			}
+			stop, stopped := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(stopped)
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						_ = write() // refused or not
+					}
+				}
+			}()
+			w.put(nil)
+			err := write()
+			close(stop)
+			<-stopped
+			if !errors.Is(err, unix.EPERM) {
+				t.Fatalf("%v: a connected socket sends after the policies are gone: %v", far, err)
+			}
+		}
 	}
 }
