@@ -37,8 +37,9 @@ const (
 // buffers in a pool and, once one has held an IPv4 address, copies only four
 // bytes of the next IPv6 address into it: a gateway would answer to wrong
 // addresses. It opens no netlink socket to follow routes either (the sandbox
-// allows none; a stale source address is dropped at the next handshake), and it
-// counts what tells an idle tunnel from a dead one.
+// allows none): a source address that a send proves stale is given up by a handset
+// at once, any other at the next handshake. It connects a handset's IPv4 socket,
+// and it counts what tells an idle tunnel from a dead one.
 type bind struct {
 	mu     sync.RWMutex
 	v4, v6 *half                 // nil when closed

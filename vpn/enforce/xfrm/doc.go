@@ -12,7 +12,9 @@
 //
 // A refused send is cheap: the route is looked up and no more. An allowed one of a socket
 // that is not connected costs about half a microsecond (Linux 6.18), as the kernel makes a
-// bundle for each packet that a policy matches (BenchmarkSend of package backstop).
+// bundle for each packet that a policy matches (BenchmarkSend of package backstop). A
+// connected one is asked again when [Put] has changed something; a handset's tunnel is
+// one in IPv4 (vpn/wireguard).
 //
 // What this does not stop: packet sockets, AF_XDP, whatever is not IP. Nobody owns these
 // settings: who has CAP_NET_ADMIN can change them, and is found by the read-back.
