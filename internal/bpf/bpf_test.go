@@ -98,8 +98,8 @@ func TestSpecs(t *testing.T) {
 	if m := gate.Maps["fragments"]; m == nil || m.MaxEntries != 1024 || m.KeySize != 40 {
 		t.Errorf("fragments %+v", m)
 	}
-	// These three, three of the link layer, three of the drop record.
-	if len(gate.Maps) != 9 || len(gate.Programs) != 2 {
+	// These three, where a frame is read, three of the link layer, three of the drop record.
+	if len(gate.Maps) != 10 || len(gate.Programs) != 2 {
 		t.Errorf("%d maps and %d programs: the tag covers no further ones", len(gate.Maps), len(gate.Programs))
 	}
 	closed, err := LoadClosed()

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	GateMapDesks           = "desks"
 	GateMapDropHead        = "drop_head"
 	GateMapDropRecord      = "drop_record"
 	GateMapDropState       = "drop_state"
@@ -79,6 +80,7 @@ type GateProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GateMapSpecs struct {
+	Desks      *ebpf.MapSpec `ebpf:"desks"`
 	DropHead   *ebpf.MapSpec `ebpf:"drop_head"`
 	DropRecord *ebpf.MapSpec `ebpf:"drop_record"`
 	DropState  *ebpf.MapSpec `ebpf:"drop_state"`
@@ -116,6 +118,7 @@ func (o *GateObjects) Close() error {
 //
 // It can be passed to LoadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GateMaps struct {
+	Desks      *ebpf.Map `ebpf:"desks"`
 	DropHead   *ebpf.Map `ebpf:"drop_head"`
 	DropRecord *ebpf.Map `ebpf:"drop_record"`
 	DropState  *ebpf.Map `ebpf:"drop_state"`
@@ -127,6 +130,7 @@ type GateMaps struct {
 
 func (m *GateMaps) Close() error {
 	return _GateClose(
+		m.Desks,
 		m.DropHead,
 		m.DropRecord,
 		m.DropState,

@@ -22,16 +22,19 @@
 //	                       out                       in
 //	VLAN tags              dropped, read through for the drop record: two, in the frame or taken off it
 //	lengths                exact                     Ethernet padding, UDP shorter than its datagram
-//	IPv4 options           none                      a list of 8 at most, padding counted, without source routes
-//	IPv6 extensions        fragment                  hop-by-hop, destination, routing, fragment, destination:
-//	                                                 in this order, each once, 256 bytes, 8 options each;
-//	                                                 no routing type 0, no segments left, no jumbogram
+//	IPv4 options           none                      a list of 4 at most, padding counted, without source routes
+//	IPv6 extensions        fragment                  one header of options, hop-by-hop or destination, of 40 bytes and
+//	                                                 4 options, padding counted, at most, no jumbogram; then a fragment
+//	                                                 header; no routing header, nothing else and no other order
 //	first fragment         the whole transport header, a multiple of 8 bytes, and for UDP (out) a length
 //	                       beyond it
 //	later fragment         for 2 s after a first one that was admitted, of the same addresses and number, in
 //	                       the same direction, behind its end and within its datagram; out: from the same
 //	                       cgroup, up to exactly the length that the UDP header told
 //	atomic fragment        dropped                   as a whole datagram (RFC 6946)
+//
+// The bounds on options are there so that the longest legal headers are short: neither our
+// gateways nor their systems write any, so what comes is the network's, and rare.
 //
 // A fragment that overtakes its first one is dropped. A new policy knows no datagram of
 // the old one. Fragments may overlap each other, as the receiving kernel drops those, but

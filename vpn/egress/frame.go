@@ -37,7 +37,6 @@ type datagram struct {
 	unlawed Reason // of a frame that is well-formed but not for this direction
 	// Of a fragment:
 	id     uint32
-	before int  // bytes in front of l4 that may be cut too
 	offset int  // in the datagram
 	size   int  // of the part of the datagram that is in the frame
 	more   bool // it is not the last
@@ -59,8 +58,8 @@ const (
 // Bounds on headers of variable length, those of the gate's program. RFC 8504 section
 // 5.3 lets a host have such bounds, for IPv6.
 const (
-	maxOptions        = 8   // of one header, padding counted
-	maxExtensionBytes = 256 // of all extension headers together
+	maxOptions        = 4  // padding counted
+	maxExtensionBytes = 40 // of the header of options
 )
 
 // maxDatagram is the longest payload that fragments may be put together to.
@@ -200,15 +199,6 @@ const (
 	destination = 60
 )
 
-// Ranks of extension headers in the order of RFC 8200 section 4.1.
-const (
-	rankHopByHop = iota + 1
-	rankFirstDestination
-	rankRouting
-	rankFragment
-	rankDestination
-)
-
 func (d *datagram) ipv6(dir Direction, packet []byte) Reason {
 	if len(packet) < ipv6Len {
 		return Short
@@ -227,87 +217,48 @@ func (d *datagram) ipv6(dir Direction, packet []byte) Reason {
 		return L4Length
 	}
 	d.bare, d.limit = true, maxDatagram
-	shown := d.Proto // of a chain that is malformed: its start
-	for rank, walked := 0, 0; d.part != later; {
-		next := rankOf(d.Proto, rank)
-		if next == 0 {
-			break
-		}
-		d.bare = false
-		n, r := 0, Extension
-		// Destination options in front of anything but a routing header are the last.
-		if next > rank && (rank != rankFirstDestination || next == rankRouting) {
-			n, r = d.extension(dir, walked)
-		}
-		if r != Admitted {
-			if next != rankFragment {
-				d.Proto = shown
-			}
+	if d.Proto == hopByHop || d.Proto == destination {
+		if r := d.extension(dir); r != Admitted {
 			return r
 		}
-		if rank = next; rank == rankFragment {
-			shown = d.Proto
+	}
+	if d.Proto == fragment {
+		if r := d.fragment(dir); r != Admitted || d.part == later {
+			return r
 		}
-		walked += n
+	}
+	switch d.Proto {
+	case hopByHop, destination, routing, fragment: // another one, or one out of order
+		return Extension
 	}
 	return Admitted
 }
 
-// rankOf returns 0 for a header that is no extension header of the gate's.
-func rankOf(header uint8, before int) int {
-	switch header {
-	case hopByHop:
-		return rankHopByHop
-	case destination:
-		if before < rankFirstDestination {
-			return rankFirstDestination
-		}
-		return rankDestination
-	case routing:
-		return rankRouting
-	case fragment:
-		return rankFragment
-	}
-	return 0
-}
-
-// extension reads one extension header, whose number is d.Proto, off the front of d.l4,
-// and returns its length. Something must follow it.
-func (d *datagram) extension(dir Direction, walked int) (int, Reason) {
+// extension takes the header of options off the front of d.l4. Something must follow it.
+func (d *datagram) extension(dir Direction) Reason {
 	h := d.l4
 	if len(h) <= extensionLen {
-		return 0, Extension
-	}
-	if d.Proto == fragment {
-		d.l4 = h[extensionLen:]
-		r := d.fragment(dir, h, walked)
-		if r == Admitted {
-			d.Proto = h[0]
-		}
-		return extensionLen, r
+		return Extension
 	}
 	n := extensionLen + 8*int(h[1])
-	if len(h) <= n || walked+n > maxExtensionBytes {
-		return 0, Extension
-	}
-	if d.Proto == routing {
-		// Type 0 is gone (RFC 5095); with segments left, this is no destination.
-		if kind, left := h[2], h[3]; kind == 0 || left != 0 {
-			return 0, Extension
-		}
-	} else if !ipv6Options(h[2:n]) {
-		return 0, Extension
+	if n >= len(h) || n > maxExtensionBytes || !ipv6Options(h[2:n]) {
+		return Extension
 	}
 	if dir == Egress {
 		d.unlawed = Extension
 	}
-	d.Proto, d.l4 = h[0], h[n:]
-	d.before += n
-	return n, Admitted
+	d.Proto, d.l4, d.bare = h[0], h[n:], false
+	d.limit -= n
+	return Admitted
 }
 
-func (d *datagram) fragment(dir Direction, h []byte, walked int) Reason {
+// fragment takes the fragment header off the front of d.l4. Something must follow it.
+func (d *datagram) fragment(dir Direction) Reason {
 	const reserved, moreFragments = 6, 1
+	h := d.l4
+	if len(h) <= extensionLen {
+		return Extension
+	}
 	field := int(binary.BigEndian.Uint16(h[2:]))
 	// Reserved fields are ignored when it comes (RFC 8200 section 4.5). An atomic fragment is
 	// a whole datagram (RFC 6946); our kernel makes none.
@@ -315,9 +266,12 @@ func (d *datagram) fragment(dir Direction, h []byte, walked int) Reason {
 		return Fragment
 	}
 	d.id = binary.BigEndian.Uint32(h[4:])
-	d.limit = maxDatagram - walked
-	d.before = 0
-	return d.cut(field&^7, field&moreFragments != 0)
+	d.l4, d.bare = h[extensionLen:], false
+	if r := d.cut(field&^7, field&moreFragments != 0); r != Admitted {
+		return r
+	}
+	d.Proto = h[0]
+	return Admitted
 }
 
 // ipv6Options walks the options of a hop-by-hop or destination options header (RFC 8200
@@ -372,7 +326,7 @@ func (d *datagram) transport(dir Direction) Reason {
 		return unfit
 	case d.part == first && dir == Ingress:
 	case d.part == first:
-		if d.end = d.before + length; length <= len(d.l4) || d.end > d.limit {
+		if d.end = length; length <= len(d.l4) || length > d.limit {
 			return Fragment
 		}
 	case length > len(d.l4), dir == Egress && length != len(d.l4):

@@ -373,7 +373,7 @@ func TestNoProcessWritesTheGatesMaps(t *testing.T) {
 			t.Errorf("a write to %s: %v, want EPERM", info.Name, err)
 		}
 	}
-	for _, name := range []string{policyMap, "fragments", "counters", "link_facts", "link_dhcp", "link_state", "drop_record", "drop_head", "drop_state"} {
+	for _, name := range []string{policyMap, "fragments", "desks", "counters", "link_facts", "link_dhcp", "link_state", "drop_record", "drop_head", "drop_state"} {
 		if !tried[name] {
 			t.Errorf("the gate has no map %s: this test is blind there", name)
 		}

@@ -140,8 +140,9 @@ func loadFull(p egress.Policy, f egress.LinkFacts, m memory) (*instance, error) 
 		err = in.tell(f)
 	}
 	if err == nil {
-		err = closeToProcesses(in.fragments)
+		err = errors.Join(closeToProcesses(in.fragments), closeToProcesses(objects.Desks))
 	}
+	err = errors.Join(err, objects.Desks.Close()) // the programs hold it
 	if err != nil {
 		return nil, errors.Join(err, in.close())
 	}

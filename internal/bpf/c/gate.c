@@ -13,8 +13,9 @@
  * registers, in some nanoseconds. What it does not admit is read anew by full(),
  * which knows every header, gives the reason and needs nothing of plain().
  *
- * It is loaded without CAP_PERFMON: no variable offset into a packet or the stack,
- * hence bpf_skb_load_bytes in full().
+ * It is loaded without CAP_PERFMON. No variable offset into a packet or the stack is
+ * allowed then, and each first write to a place on the stack is a barrier of some 15 ns:
+ * full() copies the headers once to memory of its own and works there.
  */
 #include "rempart.h"
 #include "drops.h"
@@ -28,7 +29,7 @@ enum { KIND_ANY = 0, KIND_V4 = 4, KIND_V6 = 6 };
 struct slot {
 	__u64 high, low; /* the remote's address as in the frame; IPv4 in the first four bytes; zero: any */
 	__u32 tail;      /* port in network order, the remote's, the local one for KIND_ANY; protocol; kind; zero: empty */
-	__u32 reserved;
+	__u32 zero;      /* in the first slot: the key of a map with one entry, which need not be on the stack */
 	__u64 cgroup; /* id of the only cgroup that may send in this class */
 };
 
@@ -199,67 +200,95 @@ INLINE int plain(struct __sk_buff *skb, int dir, int responder)
 
 enum part { WHOLE, FIRST, LATER };
 
-/* What full() learns of a frame. */
+/* What full() learns of a frame. Offsets are from the IP header on. */
 struct packet {
 	struct drop_sample shown;
-	__u32 start;   /* offset in the frame of what may be cut: behind the headers that every fragment repeats */
-	__u32 l4;      /* offset of the transport header */
+	__u32 at;      /* of the IP header in the frame */
+	__u32 l4;      /* of the transport header, or of a later fragment's data */
 	__u32 payload; /* bytes behind it, that header included */
 	__u32 id;
 	__u32 offset; /* of this fragment in the datagram */
-	__u32 size;   /* of it */
 	__u32 limit;  /* the longest datagram that may be put together */
 	__u32 end;    /* the end that a first fragment tells, else limit */
 	__u32 more;
 	__u32 bare;   /* no option, no extension header */
 	enum part part;
 	enum reason fault; /* of a frame that is read on for the record */
+	__u32 reserved;
 };
 
-/* At most 8 options, padding counted. IPv4's list may end early; its length counts
+/* The longest headers that are legal: IPv6, one of options, one of a fragment, TCP. */
+#define EXTENSION_BYTES 40
+#define HEADERS (IPV6_LEN + EXTENSION_BYTES + 8 + TCP_LEN)
+#define HEAD 128 /* a power of two that holds them: an offset is masked, as the verifier asks */
+_Static_assert(HEADERS <= HEAD, "headers fit");
+
+/* Where full() works. A processor's own: it runs with softirqs off, so that there is one
+ * frame at a time. Of head, only what was read of this frame may be looked at. */
+struct desk {
+	struct packet p;
+	struct fragment_key key;
+	struct fragment fragment;
+	/* Through memory, so that the verifier forgets what they can be: it follows one number
+	 * then, not a path for each, and allows no place in an array where it knows the
+	 * number on one path and not on another. */
+	volatile __u32 reason, walk;
+	__u8 head[HEAD + 16];
+};
+
+struct {
+	__uint(type, MAP_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct desk);
+} desks SEC(".maps");
+
+#define KEEP(x) asm volatile("" : "+r"(x))
+#define HEAD_AT(type, offset, align) (*(type *)(d->head + ((offset) & (HEAD - (align)))))
+
+/* At most 4 options, padding counted. IPv4's list may end early; its length counts
  * type and length. The byte behind the last option is there: a header is followed by
  * something. */
-#define OPTIONS 8
+#define OPTIONS 4
 #define LSRR 131
 #define SSRR 137
 #define JUMBO 0xc2 /* RFC 2675 */
 
-/* The length of the option at this offset; 0: malformed. */
-#define LIST_ENDS 1000
+#define MALFORMED 0xffff
 
-GLOBAL int option(struct __sk_buff *skb, __u32 at, int version)
+/* Where the option behind the one at d->walk is. */
+INLINE void step4(struct desk *d, __u32 end)
 {
-	__u8 o[2];
+	if (d->walk >= end)
+		return;
+	__u32 at = d->walk; /* read again: the comparison has narrowed the other one, differently on each path */
+	__u32 type = HEAD_AT(__u8, at, 1), length = HEAD_AT(__u8, at + 1, 1);
 
-	if (bpf_skb_load_bytes(skb, at, o, 2))
-		return 0;
-	if (version == 6) {
-		if (o[0] == JUMBO)
-			return 0;
-		return o[0] ? 2 + o[1] : 1;
-	}
-	if (o[0] == 0)
-		return LIST_ENDS;
-	if (o[0] == 1)
-		return 1;
-	if (o[0] == LSRR || o[0] == SSRR || o[1] < 2)
-		return 0;
-	return o[1];
+	if (type == 0)
+		d->walk = end;
+	else if (type == 1)
+		d->walk = at + 1;
+	else
+		d->walk = length < 2 || type == LSRR || type == SSRR ? MALFORMED : at + length;
 }
 
-GLOBAL int options_ok(struct __sk_buff *skb, __u32 at, __u32 end, int version)
+INLINE void step6(struct desk *d, __u32 end)
 {
-#pragma unroll
-	for (int i = 0; i < OPTIONS && at < end; i++) {
-		int length = option(skb, at, version);
+	if (d->walk >= end)
+		return;
+	__u32 at = d->walk;
+	__u32 type = HEAD_AT(__u8, at, 1), length = HEAD_AT(__u8, at + 1, 1);
 
-		if (length == 0)
-			return 0;
-		if (length == LIST_ENDS)
-			return 1;
-		at += length;
-	}
-	return at == end;
+	d->walk = type == JUMBO ? MALFORMED : at + (type ? 2 + length : 1);
+}
+
+INLINE int options(struct desk *d, __u32 start, __u32 end, int version)
+{
+	d->walk = start;
+#pragma unroll
+	for (int i = 0; i < OPTIONS; i++)
+		version == 4 ? step4(d, end) : step6(d, end);
+	return d->walk == end;
 }
 
 /* Which part of a datagram this is. */
@@ -269,17 +298,18 @@ INLINE enum reason part(struct packet *p, __u32 offset, __u32 more)
 	p->more = more;
 	if (!offset && !more)
 		return ADMITTED;
-	if ((more && p->size % 8) || offset + p->size > p->limit)
+	if ((more && p->payload % 8) || offset + p->payload > p->limit)
 		return R_FRAGMENT;
 	p->part = offset ? LATER : FIRST;
 	return ADMITTED;
 }
 
-INLINE int ipv4(struct __sk_buff *skb, int dir, struct packet *p, __u32 at)
+NOINLINE int ipv4(struct desk *d, int dir, __u32 room)
 {
-	__u8 h[IPV4_LEN];
+	struct packet *p = &d->p;
+	const __u8 *h = d->head;
 
-	if (bpf_skb_load_bytes(skb, at, h, sizeof(h)))
+	if (room < IPV4_LEN)
 		return R_SHORT;
 	if (h[0] >> 4 != 4)
 		return R_IP_HEADER;
@@ -287,225 +317,164 @@ INLINE int ipv4(struct __sk_buff *skb, int dir, struct packet *p, __u32 at)
 	p->shown.proto = h[9];
 	__builtin_memcpy(p->shown.src, h + 12, 4);
 	__builtin_memcpy(p->shown.dst, h + 16, 4);
-	__u32 header = (h[0] & 15) * 4, total = h[2] << 8 | h[3], field = h[6] << 8 | h[7];
+	__u32 header = (h[0] & 15) * 4, total = BE16(*(__u16 *)(h + 2)), field = BE16(*(__u16 *)(h + 6));
 
-	if (header < IPV4_LEN || total < header || at + total > skb->len || (dir == DIR_EGRESS && at + total != skb->len))
+	if (header < IPV4_LEN || total < header || total > room || (dir == DIR_EGRESS && total != room))
 		return R_IP_HEADER;
 	if (total == header)
 		return R_L4_LENGTH;
+	p->bare = header == IPV4_LEN;
+	p->l4 = header;
+	p->payload = total - header;
+	p->limit = 65535 - header;
+	p->id = *(__u16 *)(h + 4);
 	if (header > IPV4_LEN) {
-		if (!options_ok(skb, at + IPV4_LEN, at + header, 4))
+		if (!options(d, IPV4_LEN, header, 4))
 			return R_IP_OPTIONS;
 		if (dir == DIR_EGRESS)
 			p->fault = R_IP_OPTIONS;
 	}
 	if (field & 0x8000) /* reserved */
 		return R_FRAGMENT;
-	p->bare = header == IPV4_LEN;
-	p->start = p->l4 = at + header;
-	p->payload = p->size = total - header;
-	p->limit = 65535 - header;
-	p->id = h[4] << 8 | h[5];
 	return part(p, (field & 0x1fff) * 8, field & 0x2000);
 }
 
-/* The order of RFC 8200 4.1, each at most once: destination options before a routing
- * header and before the transport header, and there alone. */
-enum { RANK_HOP_BY_HOP = 1, RANK_FIRST_DESTINATION, RANK_ROUTING, RANK_FRAGMENT, RANK_DESTINATION };
-#define EXTENSIONS 4 /* without a fragment header */
-#define EXTENSION_BYTES 256
-
-/* Walks extension headers up to a fragment header or what is none. Returns the offset
- * of that, its number and the last one's rank; or MALFORMED. */
-#define MALFORMED (~0ull)
-#define CHAIN(off, next, rank) ((__u64)(rank) << 40 | (__u64)(next) << 32 | (off))
-
-GLOBAL __u64 extensions(struct __sk_buff *skb, __u32 start, __u32 end, __u64 chain)
+/* One header of options and one of a fragment at most, in this order, and no routing
+ * header. */
+NOINLINE int ipv6(struct desk *d, int dir, __u32 room)
 {
-	__u32 off = chain;
-	__u8 next = chain >> 32, rank = chain >> 40;
+	struct packet *p = &d->p;
+	const __u8 *h = d->head;
+	__u32 next = h[6], off = IPV6_LEN;
 
-	/* One round more than there can be headers: its rank refuses it. */
-#pragma unroll
-	for (int i = 0; i <= EXTENSIONS; i++) {
-		__u8 e[4], r;
-
-		if (next == HOP_BY_HOP)
-			r = RANK_HOP_BY_HOP;
-		else if (next == DESTINATION)
-			r = rank < RANK_FIRST_DESTINATION ? RANK_FIRST_DESTINATION : RANK_DESTINATION;
-		else if (next == ROUTING)
-			r = RANK_ROUTING;
-		else
-			break;
-		if (r <= rank || (rank == RANK_FIRST_DESTINATION && r != RANK_ROUTING))
-			return MALFORMED;
-		/* Something follows each header. */
-		if (off + 8 >= end || bpf_skb_load_bytes(skb, off, e, sizeof(e)))
-			return MALFORMED;
-		__u32 size = 8 + e[1] * 8;
-
-		if (off + size >= end || off + size - start > EXTENSION_BYTES)
-			return MALFORMED;
-		/* Type 0 is gone (RFC 5095); with segments left, this is no destination. */
-		if (next == ROUTING ? e[2] == 0 || e[3] != 0 : !options_ok(skb, off + 2, off + size, 6))
-			return MALFORMED;
-		rank = r;
-		next = e[0];
-		off += size;
-	}
-	return CHAIN(off, next, rank);
-}
-
-INLINE int ipv6(struct __sk_buff *skb, int dir, struct packet *p, __u32 at)
-{
-	__u8 h[IPV6_LEN], next;
-
-	if (bpf_skb_load_bytes(skb, at, h, sizeof(h)))
+	if (room < IPV6_LEN)
 		return R_SHORT;
 	if (h[0] >> 4 != 6)
 		return R_IP_HEADER;
 	p->shown.family = KIND_V6;
-	p->shown.proto = next = h[6];
+	p->shown.proto = next;
 	__builtin_memcpy(p->shown.src, h + 8, 16);
 	__builtin_memcpy(p->shown.dst, h + 24, 16);
-	__u32 payload = h[4] << 8 | h[5];
-	__u32 start = at + IPV6_LEN, off = start, end = start + payload;
+	__u32 payload = BE16(*(__u16 *)(h + 4)), end = IPV6_LEN + payload;
 
-	if (end > skb->len || (dir == DIR_EGRESS && end != skb->len))
+	if (end > room || (dir == DIR_EGRESS && end != room))
 		return R_IP_HEADER;
 	if (payload == 0)
 		return R_L4_LENGTH;
-	p->start = start;
 	p->limit = 65535;
-	__u64 chain = extensions(skb, start, end, CHAIN(off, next, 0));
+	p->bare = 1;
+	if (next == HOP_BY_HOP || next == DESTINATION) {
+		/* Something follows each header. */
+		__u32 size = 8 + h[IPV6_LEN + 1] * 8;
 
-	if (chain == MALFORMED)
-		return R_EXTENSION;
-	if (dir == DIR_EGRESS && (__u32)chain != off)
-		p->fault = R_EXTENSION;
-	off = chain;
-	p->shown.proto = next = chain >> 32;
-	p->bare = off == start;
-	if (next == FRAGMENT) {
-		__u8 e[8];
-
-		p->bare = 0;
-		__u8 rank = chain >> 40;
-
-		if (rank == RANK_FIRST_DESTINATION || rank > RANK_FRAGMENT || off + sizeof(e) >= end || bpf_skb_load_bytes(skb, off, e, sizeof(e)))
+		if (payload <= 8 || size >= payload || size > EXTENSION_BYTES || !options(d, IPV6_LEN + 2, IPV6_LEN + size, 6))
 			return R_EXTENSION;
-		__u32 field = e[2] << 8 | e[3];
+		if (dir == DIR_EGRESS)
+			p->fault = R_EXTENSION;
+		p->bare = 0;
+		p->limit -= size;
+		p->shown.proto = next = h[IPV6_LEN];
+		off += size;
+	}
+	d->walk = off;
+	if (next == FRAGMENT) {
+		if (off + 8 >= end)
+			return R_EXTENSION;
+		__u32 first = HEAD_AT(__u32, d->walk, 8), field = BE16(first >> 16);
 
 		/* Reserved fields are ignored when it comes (RFC 8200 4.5). An atomic fragment is a
 		 * whole datagram (RFC 6946); our kernel makes none. */
-		if (dir == DIR_EGRESS && (e[1] || (field & 6) || field == 0))
+		if (dir == DIR_EGRESS && ((first & 0xff00) || (field & 6) || field == 0))
 			return R_FRAGMENT;
-		p->limit = 65535 - (off - start);
-		p->id = (__u32)e[4] << 24 | e[5] << 16 | e[6] << 8 | e[7];
-		off += sizeof(e);
-		p->start = off;
-		p->size = end - off;
+		p->bare = 0;
+		p->id = HEAD_AT(__u32, d->walk + 4, 4);
+		off += 8;
+		p->payload = end - off;
 		int reason = part(p, field & 0xfff8, field & 1);
 
 		if (reason != ADMITTED)
 			return reason;
-		p->shown.proto = next = e[0];
+		p->shown.proto = next = first & 0xff;
 		if (p->part == LATER)
 			return ADMITTED; /* the rest is data */
-		chain = extensions(skb, start, end, CHAIN(off, next, RANK_FRAGMENT));
-		if (chain == MALFORMED || (__u8)(chain >> 32) == FRAGMENT)
-			return R_EXTENSION;
-		if (dir == DIR_EGRESS && (__u32)chain != off)
-			p->fault = R_EXTENSION;
-		off = chain;
-		p->shown.proto = chain >> 32;
 	}
+	if (next == HOP_BY_HOP || next == DESTINATION || next == ROUTING || next == FRAGMENT)
+		return R_EXTENSION;
 	p->l4 = off;
 	p->payload = end - off;
 	return ADMITTED;
 }
 
-/* Reads a transport header of which the whole is in the first `payload` bytes. Returns
- * the ports, a UDP datagram's length behind them, and FITS if the header does. */
-#define FITS (1ull << 63)
-
-GLOBAL __u64 transport(struct __sk_buff *skb, __u32 at, __u32 payload, __u32 proto)
-{
-	__u8 t[UDP_LEN], data_offset;
-
-	if (payload < sizeof(t) || bpf_skb_load_bytes(skb, at, t, sizeof(t)))
-		return 0;
-	__u64 ports = t[0] | t[1] << 8 | t[2] << 16 | (__u32)t[3] << 24;
-	__u64 length = t[4] << 8 | t[5];
-
-	if (proto == UDP)
-		return ports | length << 32 | (length >= UDP_LEN ? FITS : 0);
-	if (payload < TCP_LEN || bpf_skb_load_bytes(skb, at + 12, &data_offset, 1))
-		return ports;
-	__u32 header = (data_offset >> 4) * 4;
-
-	return ports | (header >= TCP_LEN && header <= payload ? FITS : 0);
-}
-
 /* Outgoing frames come from our own kernel and must be exact: bytes after the datagram
  * would be a channel no one looks at. Incoming ones may carry Ethernet padding, and UDP
  * shorter than its datagram. A first fragment has the whole header (RFC 1858, RFC 7112). */
-INLINE enum reason datagram(struct __sk_buff *skb, int dir, struct packet *p)
+NOINLINE int datagram(struct desk *d, int dir)
 {
-	__u8 proto = p->shown.proto;
+	struct packet *p = &d->p;
+	__u32 proto = p->shown.proto, payload = p->payload, at = p->l4;
 
 	if (proto != UDP && proto != TCP)
 		return R_PROTOCOL;
-	__u64 t = transport(skb, p->l4, p->payload, proto);
-	__u32 length = (__u32)(t >> 32) & 0xffff;
+	enum reason unfit = p->part == FIRST ? R_FRAGMENT : R_L4_LENGTH;
 
-	p->shown.sport = t;
-	p->shown.dport = t >> 16;
-	if (!(t & FITS))
-		return p->part == FIRST ? R_FRAGMENT : R_L4_LENGTH;
+	if (payload < UDP_LEN)
+		return unfit;
+	*(__u32 *)&p->shown.sport = HEAD_AT(__u32, at, 4);
 	p->end = p->limit;
-	if (proto == TCP)
-		return ADMITTED;
+	if (proto == TCP) {
+		__u32 header = (HEAD_AT(__u8, at + 12, 1) >> 4) * 4;
+
+		return payload < TCP_LEN || header < TCP_LEN || header > payload ? unfit : ADMITTED;
+	}
+	__u32 length = BE16(HEAD_AT(__u16, at + 4, 4));
+
+	if (length < UDP_LEN)
+		return unfit;
 	if (p->part == FIRST) {
 		if (dir == DIR_INGRESS)
 			return ADMITTED;
-		p->end = p->l4 - p->start + length;
-		return length <= p->payload || p->end > p->limit ? R_FRAGMENT : ADMITTED;
+		p->end = length;
+		return length <= payload || length > p->limit ? R_FRAGMENT : ADMITTED;
 	}
-	return length > p->payload || (dir == DIR_EGRESS && length != p->payload) ? R_L4_LENGTH : ADMITTED;
+	return length > payload || (dir == DIR_EGRESS && length != payload) ? R_L4_LENGTH : ADMITTED;
 }
 
-/* Reads all there is to read; p has what was read before a fault. */
-INLINE enum reason parse(struct __sk_buff *skb, int dir, struct packet *p)
+/* Reads all there is to read; d->p has what was read before a fault. */
+NOINLINE int parse(struct __sk_buff *skb, int dir, struct desk *d)
 {
-	__u32 tags = skb->vlan_present ? 1 : 0, at = ETH_LEN;
-	__u16 ethertype;
-	enum reason reason;
+	__u16 *ethertype = (__u16 *)d->head;
+	__u32 at = ETH_LEN;
 
-	if (bpf_skb_load_bytes(skb, 12, &ethertype, 2))
+	if (bpf_skb_load_bytes(skb, 12, ethertype, 2))
 		return R_SHORT;
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		if (ethertype != BE16(0x8100) && ethertype != BE16(0x88a8))
+		if (*ethertype != BE16(0x8100) && *ethertype != BE16(0x88a8))
 			break;
-		if (++tags > 2 || bpf_skb_load_bytes(skb, at + 2, &ethertype, 2))
+		if ((i == 1 && skb->vlan_present) || bpf_skb_load_bytes(skb, at + 2, ethertype, 2))
 			return R_VLAN;
 		at += 4;
 	}
-	if (ethertype == BE16(0x0800))
-		reason = ipv4(skb, dir, p, at);
-	else if (ethertype == BE16(0x86dd))
-		reason = ipv6(skb, dir, p, at);
-	else if (ethertype == BE16(0x0806))
-		reason = R_ARP;
-	else
-		reason = R_ETHERTYPE;
-	if (reason == ADMITTED && p->part != LATER)
-		reason = datagram(skb, dir, p);
-	if (tags)
+	d->p.at = at;
+	if (*ethertype == BE16(0x0800) || *ethertype == BE16(0x86dd)) {
+		int v4 = *ethertype == BE16(0x0800);
+		__u32 room = skb->len - at, n = room < HEADERS ? room : HEADERS;
+
+		KEEP(n); /* else the compiler drops the bounds that the verifier asks for */
+		if (skb->len < at || n < IPV4_LEN || n > HEADERS || bpf_skb_load_bytes(skb, at, d->head, n))
+			d->reason = R_SHORT;
+		else if (v4)
+			d->reason = ipv4(d, dir, room);
+		else
+			d->reason = ipv6(d, dir, room);
+	} else {
+		d->reason = *ethertype == BE16(0x0806) ? R_ARP : R_ETHERTYPE;
+	}
+	if (d->reason == ADMITTED && d->p.part != LATER)
+		d->reason = datagram(d, dir);
+	if (d->p.at != ETH_LEN || skb->vlan_present)
 		return R_VLAN;
-	return reason == ADMITTED ? p->fault : reason;
+	return d->reason == ADMITTED ? d->p.fault : d->reason;
 }
 
 /* The stages of full(). Global functions, one for each direction: each is verified
@@ -521,16 +490,16 @@ INLINE void fragment_name(struct fragment_key *key, int dir, const struct packet
 }
 
 /* A later fragment has no ports: it goes where its first one went. */
-INLINE enum reason later(struct __sk_buff *skb, int dir, const struct packet *p)
+INLINE enum reason later(struct __sk_buff *skb, int dir, struct desk *d)
 {
-	struct fragment_key key = {};
+	const struct packet *p = &d->p;
 
-	fragment_name(&key, dir, p);
-	struct fragment *f = bpf_map_lookup_elem(&fragments, &key);
+	fragment_name(&d->key, dir, p);
+	struct fragment *f = bpf_map_lookup_elem(&fragments, &d->key);
 
 	if (!f || bpf_ktime_get_coarse_ns() >= f->expires)
 		return R_NO_FIRST;
-	__u32 end = p->offset + p->size;
+	__u32 end = p->offset + p->payload;
 
 	/* RFC 5722: nothing overlaps the ports that were looked at. */
 	if (p->offset < f->first || end > f->end || (f->exact && (end == f->end) == !!p->more))
@@ -538,42 +507,37 @@ INLINE enum reason later(struct __sk_buff *skb, int dir, const struct packet *p)
 	return sender(skb, dir, f->cgroup);
 }
 
-INLINE enum reason judge(struct __sk_buff *skb, int dir, struct packet *p)
+INLINE enum reason judge(struct __sk_buff *skb, int dir, struct desk *d)
 {
+	struct packet *p = &d->p;
 	enum reason reason;
 	const __u8 *remote = dir == DIR_EGRESS ? p->shown.dst : p->shown.src;
 	__u16 port = dir == DIR_EGRESS ? p->shown.dport : p->shown.sport;
 	__u16 own = dir == DIR_EGRESS ? p->shown.sport : p->shown.dport;
 	__u32 proto = p->shown.proto << 16;
-	__u64 high, low, cgroup;
+	__u64 cgroup;
 
 	if (p->part == LATER)
-		return later(skb, dir, p);
-	__builtin_memcpy(&high, remote, 8);
-	__builtin_memcpy(&low, remote + 8, 8);
-	cgroup = rule(high, low, port | proto | p->shown.family << 24);
+		return later(skb, dir, d);
+	cgroup = rule(*(__u64 *)remote, *(__u64 *)(remote + 8), port | proto | p->shown.family << 24);
 	if (!cgroup) {
 		/* A responder's, known by its own port, whoever the remote is. */
 		cgroup = rule(0, 0, own | proto | KIND_ANY << 24);
 		if (!cgroup)
 			return R_CLASS;
-		if (p->shown.family == KIND_V4 ? !host4(high) : !host6(high))
+		if (p->shown.family == KIND_V4 ? !host4(*(__u64 *)remote) : !host6(*(__u64 *)remote))
 			return R_REMOTE;
 	}
 	reason = sender(skb, dir, cgroup);
 	if (reason != ADMITTED || p->part == WHOLE)
 		return reason;
-	struct fragment_key key = {};
-	struct fragment f = {
-		.expires = bpf_ktime_get_coarse_ns() + policy.fragment_life,
-		.cgroup = cgroup,
-		.first = p->size,
-		.end = p->end,
-		.exact = dir == DIR_EGRESS && p->shown.proto == UDP,
-	};
-
-	fragment_name(&key, dir, p);
-	return bpf_map_update_elem(&fragments, &key, &f, 0) ? R_FRAGMENT : ADMITTED;
+	fragment_name(&d->key, dir, p);
+	d->fragment.expires = bpf_ktime_get_coarse_ns() + policy.fragment_life;
+	d->fragment.cgroup = cgroup;
+	d->fragment.first = p->payload;
+	d->fragment.end = p->end;
+	d->fragment.exact = dir == DIR_EGRESS && p->shown.proto == UDP;
+	return bpf_map_update_elem(&fragments, &d->key, &d->fragment, 0) ? R_FRAGMENT : ADMITTED;
 }
 
 /* What no class admits may be of the link-layer minimum. */
@@ -586,7 +550,7 @@ INLINE enum reason link_layer(struct __sk_buff *skb, int dir, const struct packe
 	case R_ARP:
 		return link_decide(skb, dir, LINK_ARP);
 	case R_PROTOCOL:
-		if (!p->bare || s->family != KIND_V6 || s->proto != ICMPV6 || bpf_skb_load_bytes(skb, p->l4, &type, 1) || type < 133 || type > 136)
+		if (!p->bare || s->family != KIND_V6 || s->proto != ICMPV6 || bpf_skb_load_bytes(skb, ETH_LEN + IPV6_LEN, &type, 1) || type < 133 || type > 136)
 			return reason;
 		return link_decide(skb, dir, LINK_ND);
 	case R_CLASS:
@@ -610,13 +574,9 @@ INLINE void record(struct __sk_buff *skb, int dir, struct packet *p, int reason)
 }
 
 #define STAGES(direction, dir)                                                                      \
-	GLOBAL int parse_##direction(struct __sk_buff *skb, struct packet *p)                       \
+	GLOBAL int judge_##direction(struct __sk_buff *skb, struct desk *d)                         \
 	{                                                                                           \
-		return p ? parse(skb, dir, p) : R_SHORT;                                            \
-	}                                                                                           \
-	GLOBAL int judge_##direction(struct __sk_buff *skb, struct packet *p)                       \
-	{                                                                                           \
-		return p ? judge(skb, dir, p) : R_CLASS;                                            \
+		return d ? judge(skb, dir, d) : R_CLASS;                                            \
 	}                                                                                           \
 	GLOBAL int link_##direction(struct __sk_buff *skb, struct packet *p, int reason)            \
 	{                                                                                           \
@@ -634,17 +594,22 @@ INLINE void record(struct __sk_buff *skb, int dir, struct packet *p, int reason)
 	}                                                                                           \
 	GLOBAL int full_##direction(struct __sk_buff *skb)                                          \
 	{                                                                                           \
-		struct packet p = {};                                                               \
-		int reason = parse_##direction(skb, &p);                                            \
+		struct desk *d = bpf_map_lookup_elem(&desks, (const void *)&policy.slots[0].zero);  \
                                                                                                     \
-		if (reason == ADMITTED)                                                             \
-			reason = judge_##direction(skb, &p);                                        \
+		if (!d)                                                                             \
+			return VERDICT_DROP;                                                        \
+		__builtin_memset(&d->p, 0, sizeof(d->p));                                           \
+		d->reason = parse(skb, dir, d);                                                     \
+		if (d->reason == ADMITTED)                                                          \
+			d->reason = judge_##direction(skb, d);                                      \
+		__u32 reason = d->reason;                                                           \
 		if (reason == R_ARP || reason == R_PROTOCOL || reason == R_CLASS)                   \
-			reason = link_##direction(skb, &p, reason);                                 \
+			d->reason = link_##direction(skb, &d->p, reason);                           \
+		reason = d->reason;                                                                 \
 		count(dir, reason);                                                                 \
 		if (reason == ADMITTED)                                                             \
 			return VERDICT_PASS;                                                        \
-		record_##direction(skb, &p, reason);                                                \
+		record_##direction(skb, &d->p, reason);                                             \
 		return VERDICT_DROP;                                                                \
 	}
 

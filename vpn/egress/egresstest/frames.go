@@ -177,7 +177,7 @@ func ipv4(r *rand.Rand, d egress.Direction, b []byte) []byte {
 	proto, l4 := body(r, d, c)
 	var list []byte
 	if rarely(r, 6) {
-		for range 1 + r.IntN(10) {
+		for range 1 + r.IntN(6) {
 			list = append(list, option4(r)...)
 		}
 		list = append(list, make([]byte, (40-len(list)%4)%4)...)
@@ -224,11 +224,11 @@ func ipv6(r *rand.Rand, d egress.Direction, b []byte) []byte {
 	}
 	var chain []header
 	if rarely(r, 4) {
-		order := []byte{0, 60, 43}
-		for _, number := range order {
-			if rarely(r, 2) {
-				chain = append(chain, header{number, extension(r, number)})
-			}
+		number := pick[byte](r, 0, 60)
+		chain = append(chain, header{number, extension(r, number)})
+		if rarely(r, 8) { // one more than is legal
+			number := pick[byte](r, 60, 43)
+			chain = append(chain, header{number, extension(r, number)})
 		}
 	}
 	if c.offset > 0 || c.more || rarely(r, 12) {
@@ -239,7 +239,7 @@ func ipv6(r *rand.Rand, d egress.Direction, b []byte) []byte {
 		f := append([]byte{0, pick[byte](r, 0, 0, 0, 0, 0, 1)}, byte(field>>8), byte(field))
 		chain = append(chain, header{44, binary.BigEndian.AppendUint32(f, c.id)})
 	}
-	if rarely(r, 6) && c.offset == 0 {
+	if rarely(r, 16) && c.offset == 0 {
 		chain = append(chain, header{60, extension(r, 60)})
 	}
 	if rarely(r, 10) {
@@ -274,8 +274,8 @@ func extension(r *rand.Rand, number byte) []byte {
 		return h
 	}
 	h := []byte{0, 0}
-	for range r.IntN(10) {
-		switch r.IntN(5) {
+	for range r.IntN(7) {
+		switch r.IntN(6) {
 		case 0:
 			h = append(h, 0)
 		case 1, 2:
@@ -285,6 +285,9 @@ func extension(r *rand.Rand, number byte) []byte {
 			h = append(h, 5, 2, 0, 0) // router alert
 		case 4:
 			h = append(h, pick[byte](r, 0xc2, 0x1e, byte(r.IntN(256))), byte(r.IntN(5)), 0, 0)
+		case 5: // long: some such headers are too long
+			n := r.IntN(20)
+			h = append(append(h, 0x1e, byte(n)), make([]byte, n)...)
 		}
 	}
 	if pad := (8 - len(h)%8) % 8; pad == 1 {
