@@ -108,7 +108,8 @@ func (p *phone) plug(ctx context.Context, c link.Change) (err error) {
 	if err != nil {
 		return errors.Join(err, p.blackDo(func() error { return link.SetDown(c.Name) }))
 	}
-	if err := p.behindTheGate(func() error { return p.backstop.AddDevice(c.Name) }); err != nil {
+	r, _ := p.known(c.Name) // it was awaited
+	if err := p.behindTheGate(func() error { return p.backstop.AddDevice(c.Name, r.own()...) }); err != nil {
 		return err
 	}
 	// Without egressd the floor holds; whoever attaches the gates next attaches this one too.

@@ -109,6 +109,39 @@ func TestUnknownDeviceStaysWhereItWasBorn(t *testing.T) {
 	}
 }
 
+// TestUnknownDeviceMovedIntoBlackStaysDown: the kernel takes down what changes its namespace; init lays a floor under it and
+// takes it down again when somebody brings it up there. It is nobody's radio: it has no table, and the others keep theirs.
+func TestUnknownDeviceMovedIntoBlackStaysDown(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "the device up in black, before init hears of it")
+	p, _ := withModem(t)
+	p.appear(t, "eth0")
+	if err := p.own.Do(func() error { return errors.Join(link.SetUp("eth0"), link.MoveTo("eth0", p.black)) }); err != nil {
+		t.Fatal(err)
+	}
+	if there, up := deviceIn(t, p.black, "eth0"); !there || up {
+		t.Fatalf("in black %v, up %v", there, up)
+	}
+	c := link.Change{Place: "black", NS: p.black, Name: "eth0"}
+	for range 2 {
+		if err := p.blackDo(func() (err error) { c.Index, err = link.Index("eth0"); return errors.Join(err, link.SetUp("eth0")) }); err != nil {
+			t.Fatal(err)
+		}
+		if _, up := deviceIn(t, p.black, "eth0"); !up {
+			t.Fatal("twin: it does not come up")
+		}
+		p.deviceChanged(t.Context(), c, make(chan string, 8))
+		if _, up := deviceIn(t, p.black, "eth0"); up {
+			t.Error("it is up in black")
+		}
+		if err := p.blackDo(func() error { return enforce.FloorInForce(c.Index) }); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := p.readBackstop(); err != nil || len(p.report.Devices) != 1 {
+		t.Errorf("%d devices, %v", len(p.report.Devices), err)
+	}
+}
+
 // TestUnpluggedModemIsForgotten: what comes back is a new device, which has no gate until it is gated. One that somebody makes
 // in black under its name and number is nobody's.
 func TestUnpluggedModemIsForgotten(t *testing.T) {

@@ -52,7 +52,7 @@ func (p *phone) layFloor(context.Context) (string, error) {
 			if err := errors.Join(enforce.AttachFloor(i), enforce.FloorInForce(i)); err != nil {
 				return err
 			}
-			if err := p.backstop.AddDevice(r.name); err != nil {
+			if err := p.backstop.AddDevice(r.name, r.own()...); err != nil {
 				return err
 			}
 			p.report.Devices = append(p.report.Devices, report.Device{Name: r.name, Index: i, Floor: true, Gate: "none yet"})
@@ -221,6 +221,14 @@ func (p *phone) raise(r radio, index int) error {
 		return p.raiseAgain(r, d)
 	}
 	return p.raiseDynamic(r, index)
+}
+
+// own are the fixed addresses of a radio; none if it leases them.
+func (r radio) own() []netip.Addr {
+	if r.dhcp {
+		return nil
+	}
+	return []netip.Addr{r.v4.Addr(), r.v6.Addr()}
 }
 
 // known returns the radio of that name on the command line.

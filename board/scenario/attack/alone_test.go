@@ -43,7 +43,7 @@ func TestEachLayerAlone(t *testing.T) {
 				return err
 			}
 			t.Cleanup(func() { _ = o.Close() })
-			return o.Put(nft.Released("wwan0", released, owner))
+			return o.Put(nft.Released("wwan0", released, owner, netip.MustParseAddr("203.0.113.11"), netip.MustParseAddr("2001:db8:113::11")))
 		}, []attack.Kind{attack.XDP}},
 		"xfrm": {func(*testing.T) error { return xfrm.Put(xfrm.Classes(released)) }, append(slices.Clone(frames), attack.XDP)},
 	} {

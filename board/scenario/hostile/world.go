@@ -105,7 +105,7 @@ func (w *world) furnish(ctx context.Context, r *runner, layers Layers, f attack.
 		if w.tables, err = nft.Open(); err != nil {
 			return err
 		}
-		if err := errors.Join(w.tables.Put(nft.Released(radio, w.policy(), tunnelUID)), xfrm.Put(xfrm.Classes(w.policy()))); err != nil {
+		if err := errors.Join(w.tables.Put(nft.Released(radio, w.policy(), tunnelUID, radioV4.Addr(), radioV6.Addr())), xfrm.Put(xfrm.Classes(w.policy()))); err != nil {
 			return err
 		}
 	}

@@ -72,7 +72,7 @@ func Rows() []Row {
 		{Name: "a field: destination", Kind: kindField, To: "gateway", Want: Stopped, Twin: true, Families: v6},
 		{Name: "a field: UDP-Lite", Kind: kindField, To: "gateway", Want: Stopped, Twin: true},
 		{Name: "a field: source", Kind: kindField, To: "gateway", Want: Stopped, Families: v4},
-		{Name: "a field: source", Kind: kindField, To: "gateway", Want: Left, Families: v6}, // docs/known-limits.md
+		{Name: "a field: source", Kind: kindField, To: "gateway", Want: Stopped, Twin: true, Families: v6},
 		{Name: "a field: fragments", Kind: kindField, To: "gateway", Want: Left},
 		{Name: "a field: flowlabel", Kind: kindField, To: "gateway", Want: Left, Families: v6},
 		{Name: "a field: payload", Kind: kindField, To: "gateway", Want: Left},

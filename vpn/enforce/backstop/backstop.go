@@ -114,13 +114,21 @@ func (b *Backstop) put(p Place, closing bool) error {
 	return all
 }
 
-// AddDevice lays a table under a black device that is still down. What is released stays
-// so, on the new device too.
-func (b *Backstop) AddDevice(name string) error {
+// AddDevice lays a table under a black device that is still down, whose fixed addresses are
+// own; one that leases its addresses has none yet. What is released stays so, on the new
+// device too.
+func (b *Backstop) AddDevice(name string, own ...netip.Addr) error {
 	if slices.Contains(b.wanted.Devices, name) {
 		return nil
 	}
 	b.wanted.Devices = append(slices.Clone(b.wanted.Devices), name)
+	if len(own) > 0 {
+		b.wanted.Own = maps.Clone(b.wanted.Own)
+		if b.wanted.Own == nil {
+			b.wanted.Own = map[string][]netip.Addr{}
+		}
+		b.wanted.Own[name] = own
+	}
 	if err := b.put(Black, false); err != nil {
 		return fmt.Errorf("cannot lay the backstop under %s: %w", name, err)
 	}
@@ -134,6 +142,9 @@ func (b *Backstop) RemoveDevice(name string) error {
 		return nil
 	}
 	b.wanted.Devices = slices.Delete(slices.Clone(b.wanted.Devices), i, i+1)
+	b.wanted.Own, b.wanted.Links = maps.Clone(b.wanted.Own), maps.Clone(b.wanted.Links)
+	delete(b.wanted.Own, name)
+	delete(b.wanted.Links, name)
 	for space, o := range b.owners {
 		if b.spaces[space].Place != Black {
 			continue

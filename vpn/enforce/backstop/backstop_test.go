@@ -25,6 +25,8 @@ var (
 
 const uid = 903
 
+var own = netip.MustParseAddr("203.0.113.11")
+
 // handset is four namespaces, the radio in black, closed.
 func handset(t *testing.T) *Backstop {
 	t.Helper()
@@ -48,7 +50,7 @@ func handset(t *testing.T) *Backstop {
 		}
 	})
 	b.in(t, "black", func() error { return link.AddVeth(link.Port{Name: "wwan0"}, link.Port{Name: "far0"}) })
-	if err := b.AddDevice("wwan0"); err != nil {
+	if err := b.AddDevice("wwan0", own); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -115,7 +117,7 @@ func TestDevicesComeAndGo(t *testing.T) {
 	}
 	b.in(t, "black", func() error { return link.AddVeth(link.Port{Name: "usb0"}, link.Port{Name: "far1"}) })
 	for range 2 {
-		if err := b.AddDevice("usb0"); err != nil {
+		if err := b.AddDevice("usb0", netip.MustParseAddr("203.0.113.12")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -132,6 +134,42 @@ func TestDevicesComeAndGo(t *testing.T) {
 	b.whole(t, "usb0 has gone")
 	if err := b.AddDevice("no-device"); err == nil && b.ReadBack(NFT) == nil && b.Missing(NFT) == nil {
 		t.Log("this kernel keeps a table for a device that is still to come")
+	}
+}
+
+// The classes are of a device's own addresses: those that it was added with, or those that it leases, and no more once the lease
+// is over.
+func TestOwnAddressesFollowTheLease(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "vpn/enforce/nft TestAClassIsOfTheDevicesOwnAddresses")
+	b := handset(t)
+	b.in(t, "black", func() error { return link.AddVeth(link.Port{Name: "wlan0"}, link.Port{Name: "far1"}) })
+	if err := errors.Join(b.AddDevice("wlan0"), b.Release(tunnel, uid)); err != nil {
+		t.Fatal(err)
+	}
+	leased := egress.LinkFacts{MAC: [6]byte{2, 0, 0, 0, 0, 1}, Local6: netip.MustParseAddr("fe80::1"),
+		Addr4: netip.MustParseAddr("198.51.100.7"), Router4: netip.MustParseAddr("198.51.100.1")}
+	over := egress.LinkFacts{MAC: leased.MAC, Local6: leased.Local6}
+	if got := b.Wanted().own("wwan0"); !slices.Equal(got, []netip.Addr{own}) {
+		t.Errorf("wwan0 has %v", got)
+	}
+	for _, facts := range []egress.LinkFacts{over, leased, over} {
+		if err := b.SetLink("wlan0", facts, 907); err != nil {
+			t.Fatal(err)
+		}
+		b.whole(t, "facts of a lease")
+		var want []netip.Addr
+		if facts.Addr4.IsValid() {
+			want = []netip.Addr{facts.Addr4}
+		}
+		if got := b.Wanted().own("wlan0"); !slices.Equal(got, want) {
+			t.Errorf("wlan0 has %v, want %v", got, want)
+		}
+	}
+	if err := b.RemoveDevice("wlan0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Standing().Marshal(); err != nil {
+		t.Errorf("with a device that is gone: %v", err)
 	}
 }
 
@@ -160,12 +198,15 @@ func TestReadBackByAnother(t *testing.T) {
 	if err := errors.Join(b.Release(tunnel, uid), b.Tunnel("wg0", inner, sound, sound)); err != nil {
 		t.Fatal(err)
 	}
-	w := Wanted{Devices: []string{"wwan0"}, Admitted: tunnel, UID: uid, Tunnel: "wg0", Networks: inner, Input: sound, Forward: sound}
+	w := Wanted{Devices: []string{"wwan0"}, Own: map[string][]netip.Addr{"wwan0": {own}}, Admitted: tunnel, UID: uid, Tunnel: "wg0", Networks: inner, Input: sound, Forward: sound}
 	for name, s := range b.spaces {
 		b.in(t, name, func() error { return ReadBack(s.Place, w, b.Owner(name), b.There()...) })
 	}
 	for what, spoil := range map[string]func(*Wanted){
-		"devices":  func(w *Wanted) { w.Devices = nil },
+		"devices": func(w *Wanted) { w.Devices = nil },
+		"own addresses": func(w *Wanted) {
+			w.Own = map[string][]netip.Addr{"wwan0": {netip.MustParseAddr("203.0.113.12")}}
+		},
 		"classes":  func(w *Wanted) { w.Admitted = egress.DenyAll() },
 		"user":     func(w *Wanted) { w.UID = 0 },
 		"tunnel":   func(w *Wanted) { w.Tunnel = "wg1" },

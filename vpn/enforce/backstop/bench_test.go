@@ -53,7 +53,7 @@ func BenchmarkSend(b *testing.B) {
 	}
 	const killSwitch = `table ip user { chain out { type filter hook output priority 0; policy drop; oifname lo accept; ip daddr 203.0.113.1 udp dport 51820 accept; }; }`
 	run := func(command ...string) error { return exec.Command(command[0], command[1:]...).Run() }
-	released := nft.Released("wwan0", tunnel, 0)
+	released := nft.Released("wwan0", tunnel, 0, netip.MustParseAddr("203.0.113.11"))
 	for _, c := range []struct {
 		name      string
 		lay, lift func() error

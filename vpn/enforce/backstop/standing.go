@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -38,14 +37,15 @@ const (
 	maxDevices  = 16
 	maxNetworks = 64
 	maxPorts    = 16
+	maxOwn      = 8
 	maxName     = 15
 	// MaxStanding is the longest byte form.
-	MaxStanding = 1 + 2*4 + 4 + 2 + egress.MaxMarshal + 1 + maxDevices*(1+maxName+1+4+egress.LinkFactsLen) + 1 + maxName + 1 + maxNetworks*18 + 2*(1+maxPorts*3)
+	MaxStanding = 1 + 2*4 + 4 + 2 + egress.MaxMarshal + 1 + maxDevices*(1+maxName+1+maxOwn*17+1+4+egress.LinkFactsLen) + 1 + maxName + 1 + maxNetworks*18 + 2*(1+maxPorts*3)
 )
 
 // Marshal returns the byte form: layers (1), owners of black and red (4 each), uid (4), the
 // classes behind their length (2), then each list behind its length (1): devices with
-// their link, if they have one; the tunnel's name; its networks; input and forward.
+// their own addresses and their link, if they have one; the tunnel's name; its networks; input and forward.
 // Numbers are big endian.
 func (s Standing) Marshal() ([]byte, error) {
 	w := s.Wanted
@@ -55,6 +55,11 @@ func (s Standing) Marshal() ([]byte, error) {
 	for name := range w.Links {
 		if !slices.Contains(w.Devices, name) {
 			return nil, fmt.Errorf("cannot marshal a backstop: the link of %s, which is no device", name)
+		}
+	}
+	for name, own := range w.Own {
+		if !slices.Contains(w.Devices, name) || len(own) == 0 || len(own) > maxOwn {
+			return nil, fmt.Errorf("cannot marshal a backstop: %d addresses of %s", len(own), name)
 		}
 	}
 	var layers byte
@@ -78,6 +83,11 @@ func (s Standing) Marshal() ([]byte, error) {
 			return nil, fmt.Errorf("cannot marshal a backstop: device %q", d)
 		}
 		b = append(append(b, byte(len(d))), d...)
+		b = append(b, byte(len(w.Own[d])))
+		for _, a := range w.Own[d] {
+			addr := a.AsSlice()
+			b = append(append(b, byte(len(addr))), addr...)
+		}
 		link, there := w.Links[d]
 		if !there {
 			b = append(b, 0)
@@ -125,6 +135,17 @@ func ParseStanding(b []byte) (Standing, error) {
 	for range r.count(maxDevices) {
 		name := string(r.take(r.count(maxName)))
 		w.Devices = append(w.Devices, name)
+		var own []netip.Addr
+		for range r.count(maxOwn) {
+			addr, _ := netip.AddrFromSlice(r.take(int(r.u8())))
+			own = append(own, addr)
+		}
+		if len(own) > 0 {
+			if w.Own == nil {
+				w.Own = map[string][]netip.Addr{}
+			}
+			w.Own[name] = own
+		}
 		if r.u8() == 0 {
 			continue
 		}
@@ -132,7 +153,6 @@ func ParseStanding(b []byte) (Standing, error) {
 		if l.Facts, err = egress.ParseLinkFacts([egress.LinkFactsLen]byte(r.take(egress.LinkFactsLen))); err != nil {
 			return Standing{}, fmt.Errorf("cannot parse a backstop: %w", err)
 		}
-		w.Links = maps.Clone(w.Links)
 		if w.Links == nil {
 			w.Links = map[string]nft.Link{}
 		}

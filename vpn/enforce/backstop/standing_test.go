@@ -12,7 +12,7 @@ import (
 
 func sampleStanding() Standing {
 	return Standing{Owners: map[Place]uint32{Black: 1, Red: 1<<32 - 1}, Layers: []Layer{NFT, XFRM}, Wanted: Wanted{
-		Devices: []string{"wwan0", "usb1"}, UID: 903, Tunnel: "wg0",
+		Devices: []string{"wwan0", "usb1"}, Own: map[string][]netip.Addr{"wwan0": {netip.MustParseAddr("203.0.113.12"), netip.MustParseAddr("2001:db8:113::12")}}, UID: 903, Tunnel: "wg0",
 		Admitted: egress.Policy{Classes: []egress.Class{{Gateway: "g", Addr: netip.MustParseAddr("203.0.113.1"), Proto: egress.UDP, Port: 51820, Purpose: egress.Tunnel, Cgroup: 7}}},
 		Links: map[string]nft.Link{"usb1": {UID: 907, Facts: egress.LinkFacts{Linkd: 9, MAC: [6]byte{2, 0, 0, 0, 0, 1}, Local6: netip.MustParseAddr("fe80::1"),
 			Addr4: netip.MustParseAddr("203.0.113.11"), Router4: netip.MustParseAddr("203.0.113.254")}}},
@@ -42,9 +42,13 @@ func TestStandingRoundTrip(t *testing.T) {
 	}
 	stray := sampleStanding()
 	stray.Wanted.Devices = nil
+	noDevice := sampleStanding()
+	noDevice.Wanted.Own = map[string][]netip.Addr{"usb2": {netip.MustParseAddr("203.0.113.12")}}
+	manyOwn := sampleStanding()
+	manyOwn.Wanted.Own = map[string][]netip.Addr{"wwan0": make([]netip.Addr, maxOwn+1)}
 	many := sampleStanding()
 	many.Wanted.Input = make([]nft.Port, maxPorts+1)
-	for name, s := range map[string]Standing{"a link without a device": stray, "too many ports": many} {
+	for name, s := range map[string]Standing{"a link without a device": stray, "too many ports": many, "an address without a device": noDevice, "too many addresses": manyOwn} {
 		if _, err := s.Marshal(); err == nil {
 			t.Errorf("%s has a byte form", name)
 		}

@@ -39,7 +39,9 @@ type Wanted struct {
 	Admitted egress.Policy
 	// UID is who opens the sockets that may send in them.
 	UID uint32
-	// Links are those of the devices that lease their addresses.
+	// Own are the addresses of the devices with fixed ones, Links those of the devices that
+	// lease them. Neither: nothing passes the device.
+	Own   map[string][]netip.Addr
 	Links map[string]nft.Link
 	// Tunnel is red's device, Networks what lies behind it.
 	Tunnel   string
@@ -55,13 +57,24 @@ func (w Wanted) tables(p Place) []nft.Table {
 	case Black:
 		var all []nft.Table
 		for _, d := range w.Devices {
-			all = append(all, nft.Released(d, w.Admitted, w.UID).WithLink(w.Links[d]))
+			all = append(all, nft.Released(d, w.Admitted, w.UID, w.own(d)...).WithLink(w.Links[d]))
 		}
 		return all
 	case Red:
 		return []nft.Table{nft.Red(w.Tunnel, w.Input, w.Forward)}
 	}
 	return nil
+}
+
+// own are the addresses of a device from and to which the classes may be.
+func (w Wanted) own(device string) []netip.Addr {
+	all := slices.Clone(w.Own[device])
+	for _, a := range []netip.Addr{w.Links[device].Facts.Addr4, w.Links[device].Facts.Addr6} {
+		if a.IsValid() {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 // policies are what the IPsec policies should be in a place.

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"math"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -32,46 +33,47 @@ func Closed(device string) Table {
 	}}
 }
 
-// Released is the table of a black device that lets the classes of a policy through: on
-// the way out only from sockets that were opened by uid. A fragment behind the first
-// shows no port; it passes where its packet's protocol and remote could.
-func Released(device string, policy egress.Policy, uid uint32) Table {
+// Released is the table of a black device that lets the classes of a policy through: from
+// and to its own addresses alone, and on the way out only from sockets that were opened by
+// uid. A fragment behind the first shows no port; it passes where its packet's protocol and
+// addresses could. A device without an address lets nothing through.
+func Released(device string, policy egress.Policy, uid uint32, own ...netip.Addr) Table {
 	t := Closed(device)
-	if len(policy.Classes) == 0 {
-		return t
-	}
 	var b black
-	for _, c := range policy.Classes {
-		b.add(c, uid)
+	for _, a := range own {
+		for _, c := range policy.Classes {
+			b.add(c, uid, a)
+		}
 	}
 	b.fill(&t)
 	return t
 }
 
-// black collects the keys of a device's sets.
+// black collects the keys of a device's sets, by family: 0 is IPv4. The own address is a
+// part of each, next to the remote's as in the packet, so that it costs no rule.
 type black struct {
-	out, in, fragmentOut, fragmentIn [2][][]byte // by family: 0 is IPv4
-	anyOut, anyIn, anyFragment       [][]byte    // of responder's classes
-	anyFragmentIn                    [][]byte
+	out, in, fragmentOut, fragmentIn                         [2][][]byte
+	answerOut, answerIn, answerFragmentOut, answerFragmentIn [2][][]byte // of responder's classes
 }
 
-func (b *black) add(c egress.Class, uid uint32) {
-	user, protocol, port := host32(uid), pad([]byte{c.Proto}), pad(be16(c.Port))
-	if c.Responder() {
-		b.anyOut = append(b.anyOut, key(user, protocol, port))
-		b.anyIn = append(b.anyIn, key(protocol, port))
-		b.anyFragment = append(b.anyFragment, key(user, protocol))
-		b.anyFragmentIn = append(b.anyFragmentIn, []byte{c.Proto})
-		return
-	}
-	f, remote := 0, c.Addr.AsSlice()
-	if c.Addr.Is6() {
+func (b *black) add(c egress.Class, uid uint32, own netip.Addr) {
+	user, protocol, port, self, f := host32(uid), pad([]byte{c.Proto}), pad(be16(c.Port)), own.AsSlice(), 0
+	if own.Is6() {
 		f = 1
 	}
-	b.out[f] = append(b.out[f], key(user, protocol, remote, port))
-	b.in[f] = append(b.in[f], key(protocol, remote, port))
-	b.fragmentOut[f] = append(b.fragmentOut[f], key(user, protocol, remote))
-	b.fragmentIn[f] = append(b.fragmentIn[f], key(protocol, remote))
+	put := func(set *[2][][]byte, parts ...[]byte) { set[f] = append(set[f], key(parts...)) }
+	switch remote := c.Addr.AsSlice(); {
+	case c.Responder():
+		put(&b.answerOut, user, protocol, self, port)
+		put(&b.answerIn, protocol, self, port)
+		put(&b.answerFragmentOut, user, protocol, self)
+		put(&b.answerFragmentIn, protocol, self)
+	case len(remote) == len(self):
+		put(&b.out, user, protocol, self, remote, port)
+		put(&b.in, protocol, remote, self, port)
+		put(&b.fragmentOut, user, protocol, self, remote)
+		put(&b.fragmentIn, protocol, remote, self)
+	}
 }
 
 func key(parts ...[]byte) (k []byte) {
@@ -84,35 +86,32 @@ func key(parts ...[]byte) (k []byte) {
 func (b *black) fill(t *Table) {
 	out, in := &t.chains[0], &t.chains[1]
 	for f, a := range families {
-		if len(b.out[f]) == 0 {
-			continue
-		}
 		n := a.suffix
-		t.addSet("out"+n, b.out[f], typeUID, typeProtocol, a.kind, typePort)
-		t.addSet("in"+n, b.in[f], typeProtocol, a.kind, typePort)
-		t.addSet("fragment-out"+n, b.fragmentOut[f], typeUID, typeProtocol, a.kind)
-		t.addSet("fragment-in"+n, b.fragmentIn[f], typeProtocol, a.kind)
-		out.rules = append(out.rules,
-			a.rule(nil, user, a.load(a.destination, reg2), portAt(2, a.portBehind(reg2)), "out"+n),
-			a.rule(a.later, user, a.load(a.destination, reg2), nil, "fragment-out"+n))
-		in.rules = append(in.rules,
-			a.rule(nil, nobody, a.load(a.source, reg1), portAt(0, a.portBehind(reg1)), "in"+n),
-			a.rule(a.later, nobody, a.load(a.source, reg1), nil, "fragment-in"+n))
-	}
-	if len(b.anyOut) == 0 {
-		return
-	}
-	t.addSet("answer-out", b.anyOut, typeUID, typeProtocol, typePort)
-	t.addSet("answer-in", b.anyIn, typeProtocol, typePort)
-	t.addSet("fragment-answer-out", b.anyFragment, typeUID, typeProtocol)
-	t.addSet("fragment-answer-in", b.anyFragmentIn, typeProtocol)
-	for _, a := range families {
-		out.rules = append(out.rules,
-			a.rule(a.host(a.destination), user, nil, portAt(0, reg2), "answer-out"),
-			a.rule(append(a.host(a.destination), a.later...), user, nil, nil, "fragment-answer-out"))
-		in.rules = append(in.rules,
-			a.rule(a.host(a.source), nobody, nil, portAt(2, reg1), "answer-in"),
-			a.rule(append(a.host(a.source), a.later...), nobody, nil, nil, "fragment-answer-in"))
+		if len(b.out[f]) > 0 {
+			t.addSet("out"+n, b.out[f], typeUID, typeProtocol, a.kind, a.kind, typePort)
+			t.addSet("in"+n, b.in[f], typeProtocol, a.kind, a.kind, typePort)
+			t.addSet("fragment-out"+n, b.fragmentOut[f], typeUID, typeProtocol, a.kind, a.kind)
+			t.addSet("fragment-in"+n, b.fragmentIn[f], typeProtocol, a.kind, a.kind)
+			both := 2 * a.size
+			out.rules = append(out.rules,
+				a.rule(nil, user, a.load(a.source, both, reg2), portAt(2, behind(reg2, both)), "out"+n),
+				a.rule(a.later, user, a.load(a.source, both, reg2), nil, "fragment-out"+n))
+			in.rules = append(in.rules,
+				a.rule(nil, nobody, a.load(a.source, both, reg1), portAt(0, behind(reg1, both)), "in"+n),
+				a.rule(a.later, nobody, a.load(a.source, both, reg1), nil, "fragment-in"+n))
+		}
+		if len(b.answerOut[f]) > 0 {
+			t.addSet("answer-out"+n, b.answerOut[f], typeUID, typeProtocol, a.kind, typePort)
+			t.addSet("answer-in"+n, b.answerIn[f], typeProtocol, a.kind, typePort)
+			t.addSet("fragment-answer-out"+n, b.answerFragmentOut[f], typeUID, typeProtocol, a.kind)
+			t.addSet("fragment-answer-in"+n, b.answerFragmentIn[f], typeProtocol, a.kind)
+			out.rules = append(out.rules,
+				a.rule(a.host(a.destination), user, a.load(a.source, a.size, reg2), portAt(0, behind(reg2, a.size)), "answer-out"+n),
+				a.rule(append(a.host(a.destination), a.later...), user, a.load(a.source, a.size, reg2), nil, "fragment-answer-out"+n))
+			in.rules = append(in.rules,
+				a.rule(a.host(a.source), nobody, a.load(a.destination, a.size, reg1), portAt(2, behind(reg1, a.size)), "answer-in"+n),
+				a.rule(append(a.host(a.source), a.later...), nobody, a.load(a.destination, a.size, reg1), nil, "fragment-answer-in"+n))
+		}
 	}
 }
 
@@ -133,12 +132,20 @@ var families = []family{
 		fragmentOffset6(reg0), mask(reg0, []byte{0xff, 0xf8}), compare(unix.NFT_CMP_NEQ, reg0, 0, 0)}},
 }
 
-func (a family) load(at, into uint32) []byte {
-	return load(unix.NFT_PAYLOAD_NETWORK_HEADER, at, a.size, into)
+// load loads one address, or both: the destination comes right behind the source.
+func (a family) load(at, size, into uint32) []byte {
+	return load(unix.NFT_PAYLOAD_NETWORK_HEADER, at, size, into)
 }
 
-// portBehind is the register behind an address.
-func (a family) portBehind(address uint32) uint32 { return address + a.size/4 }
+// behind is the register behind size bytes of addresses. One of four has two names, as
+// reg0 has, and the kernel reads back the older.
+func behind(addresses, size uint32) uint32 {
+	n := addresses - unix.NFT_REG32_00 + size/4
+	if n%4 == 0 {
+		return unix.NFT_REG_1 + n/4
+	}
+	return unix.NFT_REG32_00 + n
+}
 
 func portAt(offset, into uint32) []byte {
 	return load(unix.NFT_PAYLOAD_TRANSPORT_HEADER, offset, 2, into)
@@ -154,7 +161,7 @@ const (
 
 // rule accepts what is of this family both as the kernel took it and as its bytes say,
 // for which the conditions hold, and whose key is in the set.
-func (a family) rule(conditions rule, from sender, address, port []byte, set string) rule {
+func (a family) rule(conditions rule, from sender, addresses, port []byte, set string) rule {
 	r := rule{meta(unix.NFT_META_PROTOCOL, reg0), equal(reg0, a.etherType...),
 		load(unix.NFT_PAYLOAD_LL_HEADER, etherType, protocolBytes, reg0), equal(reg0, a.etherType...)}
 	r = append(r, conditions...)
@@ -163,7 +170,7 @@ func (a family) rule(conditions rule, from sender, address, port []byte, set str
 		r, protocol = append(r, meta(unix.NFT_META_SKUID, reg0)), reg1
 	}
 	r = append(r, meta(unix.NFT_META_L4PROTO, protocol))
-	for _, part := range [][]byte{address, port} {
+	for _, part := range [][]byte{addresses, port} {
 		if part != nil {
 			r = append(r, part)
 		}
@@ -175,7 +182,7 @@ func (a family) rule(conditions rule, from sender, address, port []byte, set str
 // (egress.RemoteRefused): no multicast, no reserved address, no loopback.
 func (a family) host(at uint32) rule {
 	if a.size == 4 {
-		return rule{a.load(at, reg0), outside(reg0, []byte{0, 0, 0, 0}, []byte{0, 255, 255, 255}), outside(reg0, []byte{127, 0, 0, 0}, []byte{127, 255, 255, 255}),
+		return rule{a.load(at, a.size, reg0), outside(reg0, []byte{0, 0, 0, 0}, []byte{0, 255, 255, 255}), outside(reg0, []byte{127, 0, 0, 0}, []byte{127, 255, 255, 255}),
 			compare(unix.NFT_CMP_LT, reg0, 224, 0, 0, 0)}
 	}
 	return rule{load(unix.NFT_PAYLOAD_NETWORK_HEADER, at, 1, reg0), compare(unix.NFT_CMP_NEQ, reg0, 0xff),

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rempart/internal/link"
 	"rempart/internal/proof"
 	"rempart/vpn/egress"
 )
@@ -36,6 +38,8 @@ func TestReleasedAdmitsTheClassFromItsOwnerAlone(t *testing.T) {
 		{"another user, IPv6", somebody, at(handset6, 51820), at(gateway6, 51820), 8, false},
 		{"another user's fragments", somebody, at(handset4, 51820), at(gateway4, 51820), 2000, false},
 		{"root", 0, at(handset4, 51820), at(gateway4, 51820), 8, false},
+		{"a foreign source, IPv6", tunneld, at(foreign6, 51820), at(gateway6, 51820), 8, false},
+		{"a foreign source's fragments, IPv6", tunneld, at(foreign6, 51820), at(gateway6, 51820), 2000, false},
 		{"another port", tunneld, at(handset4, 51820), at(gateway4, 51821), 8, false},
 		{"another host, IPv4", tunneld, at(handset4, 51820), at(netip.MustParseAddr("198.51.100.7"), 51820), 8, false},
 		{"another host, IPv6", tunneld, at(handset6, 51820), at(netip.MustParseAddr("2001:db8:51::7"), 51820), 8, false},
@@ -51,13 +55,13 @@ func TestReleasedAdmitsTheClassFromItsOwnerAlone(t *testing.T) {
 			t.Errorf("closed: %s crosses", a.what)
 		}
 	}
-	w.put(Released("bl0", tunnel, tunneld))
+	w.put(Released("bl0", tunnel, tunneld, own...))
 	for _, a := range attempts {
 		if w.udp(a.uid, a.from, a.to, a.size) != a.pass {
 			t.Errorf("released: %s: want to cross %v", a.what, a.pass)
 		}
 	}
-	if err := w.differences(Released("bl0", tunnel, tunneld)); err != nil {
+	if err := w.differences(Released("bl0", tunnel, tunneld, own...)); err != nil {
 		t.Error(err)
 	}
 }
@@ -72,7 +76,7 @@ func TestPacketSocketsMeetTheTable(t *testing.T) {
 		case "closed":
 			w.put(Closed("bl0"))
 		case "released":
-			w.put(Released("bl0", tunnel, tunneld))
+			w.put(Released("bl0", tunnel, tunneld, own...))
 		}
 		for _, c := range []struct {
 			what      string
@@ -84,6 +88,7 @@ func TestPacketSocketsMeetTheTable(t *testing.T) {
 			pass      bool // when released
 		}{
 			{"another host", tunneld, unix.ETH_P_IP, unix.ETH_P_IP, at(netip.MustParseAddr("198.51.100.7"), 51820), 0, false},
+			{"the class from a foreign source", tunneld, unix.ETH_P_IP, unix.ETH_P_IP, at(gateway4, 51820), 0, false},
 			{"the class by another user", somebody, unix.ETH_P_IP, unix.ETH_P_IP, at(gateway4, 51820), 0, false},
 			{"the class", tunneld, unix.ETH_P_IP, unix.ETH_P_IP, at(gateway4, 51820), 0, true},
 			{"a later fragment to another host", tunneld, unix.ETH_P_IP, unix.ETH_P_IP, at(netip.MustParseAddr("198.51.100.7"), 51820), 100, false},
@@ -95,7 +100,11 @@ func TestPacketSocketsMeetTheTable(t *testing.T) {
 		} {
 			for _, bypass := range []bool{false, true} {
 				mark := w.marker()
-				w.frame(c.uid, bypass, c.protocol, ipv4(c.etherType, at(handset4, 51820), c.to, c.fragment, mark))
+				from := handset4
+				if strings.Contains(c.what, "foreign") {
+					from = foreign4
+				}
+				w.frame(c.uid, bypass, c.protocol, ipv4(c.etherType, at(from, 51820), c.to, c.fragment, mark))
 				want := released == "no table" || released == "released" && c.pass && !bypass
 				if w.heard(mark) != want {
 					t.Errorf("%s, bypass %v, %s: want to cross %v", c.what, bypass, released, want)
@@ -105,8 +114,8 @@ func TestPacketSocketsMeetTheTable(t *testing.T) {
 	}
 	drops := map[string]uint64{}
 	w.in(w.black, func() (err error) { drops, err = Drops(); return err })
-	if drops["rempart-bl0 egress"] < 17 {
-		t.Errorf("counted %v, want the 17 frames that were dropped, and what the kernel says by itself", drops)
+	if drops["rempart-bl0 egress"] < 19 {
+		t.Errorf("counted %v, want the 19 frames that were dropped, and what the kernel says by itself", drops)
 	}
 }
 
@@ -117,7 +126,7 @@ func TestAnsweringClass(t *testing.T) {
 	group := netip.MustParseAddr("224.0.0.251")
 	for _, released := range []bool{false, true} {
 		if released {
-			w.put(Released("bl0", answering, tunneld))
+			w.put(Released("bl0", answering, tunneld, own...))
 		}
 		for _, c := range []struct {
 			what     string
@@ -127,6 +136,7 @@ func TestAnsweringClass(t *testing.T) {
 		}{
 			{"an answer, IPv4", tunneld, at(handset4, 51820), at(netip.MustParseAddr("198.51.100.7"), 4000), true},
 			{"an answer, IPv6", tunneld, at(handset6, 51820), at(netip.MustParseAddr("2001:db8:51::7"), 4000), true},
+			{"an answer from a foreign source", tunneld, at(foreign6, 51820), at(gateway6, 4000), false},
 			{"another user", somebody, at(handset4, 51820), at(gateway4, 4000), false},
 			{"another port", tunneld, at(handset4, 51821), at(gateway4, 4000), false},
 			{"a group", tunneld, at(handset4, 51820), at(group, 4000), false},
@@ -137,8 +147,32 @@ func TestAnsweringClass(t *testing.T) {
 			}
 		}
 	}
-	if err := w.differences(Released("bl0", answering, tunneld)); err != nil {
+	if err := w.differences(Released("bl0", answering, tunneld, own...)); err != nil {
 		t.Error(err)
+	}
+}
+
+// A device without an address of its own lets nothing through; one with an address of one family, that one.
+func TestAClassIsOfTheDevicesOwnAddresses(t *testing.T) {
+	proof.SFR(t, "FDP_IFC_EXT.1", "the same with both addresses, in TestReleasedAdmitsTheClassFromItsOwnerAlone")
+	w := newWorld(t)
+	for _, policy := range []egress.Policy{tunnel, answering} {
+		for _, own := range [][]netip.Addr{nil, {handset4}, {handset6}, {foreign4, foreign6}} {
+			table := Released("bl0", policy, tunneld, own...)
+			w.put(table)
+			if err := w.differences(table); err != nil {
+				t.Error(err)
+			}
+			for from, to := range map[netip.Addr]netip.Addr{handset4: gateway4, handset6: gateway6, foreign6: gateway6} {
+				if w.udp(tunneld, at(from, 51820), at(to, 51820), 8) != slices.Contains(own, from) {
+					t.Errorf("from %v with addresses %v: want to cross %v", from, own, slices.Contains(own, from))
+				}
+			}
+		}
+	}
+	w.put(Released("bl0", tunnel, tunneld, own...))
+	if err := w.differences(Released("bl0", tunnel, tunneld, handset4, foreign6)); err == nil {
+		t.Error("other addresses are no difference")
 	}
 }
 
@@ -149,6 +183,10 @@ func TestInboundMeetsTheTable(t *testing.T) {
 	var inside *net.UDPConn
 	w.in(w.black, func() (err error) { inside, err = net.ListenUDP("udp", &net.UDPAddr{Port: 4000}); return err })
 	defer inside.Close()
+	// Black hears what is sent to it, whatever device has the address.
+	w.in(w.black, func() error {
+		return errors.Join(link.AddAddr("lo", netip.PrefixFrom(foreign4, 32)), link.AddAddr("lo", netip.PrefixFrom(foreign6, 128)))
+	})
 	arrives := func(from, to netip.AddrPort, size int) bool {
 		mark := w.marker()
 		w.in(w.air, func() error {
@@ -172,11 +210,11 @@ func TestInboundMeetsTheTable(t *testing.T) {
 		case "closed":
 			w.put(Closed("bl0"))
 		case "released":
-			w.put(Released("bl0", tunnel, tunneld))
+			w.put(Released("bl0", tunnel, tunneld, own...))
 		case "answering":
 			p := egress.Policy{Classes: answering.Classes}
 			p.Classes[0].Port = 4000
-			w.put(Released("bl0", p, tunneld))
+			w.put(Released("bl0", p, tunneld, own...))
 		}
 		for _, c := range []struct {
 			what     string
@@ -188,6 +226,8 @@ func TestInboundMeetsTheTable(t *testing.T) {
 			{"the gateway's port, IPv6", at(gateway6, 51820), at(handset6, 4000), 8, "none released answering"},
 			{"fragments of the gateway's, IPv4", at(gateway4, 51820), at(handset4, 4000), 2000, "none released answering"},
 			{"fragments of the gateway's, IPv6", at(gateway6, 51820), at(handset6, 4000), 2000, "none released answering"},
+			{"the gateway's port, to an address that is not of the device", at(gateway4, 51820), at(foreign4, 4000), 8, "none"},
+			{"fragments of the gateway's, to an address that is not of the device", at(gateway6, 51820), at(foreign6, 4000), 2000, "none"},
 			{"another port of the gateway's", at(gateway4, 53), at(handset4, 4000), 8, "none answering"},
 		} {
 			want := slices.Contains(strings.Fields(c.pass), table)

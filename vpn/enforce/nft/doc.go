@@ -3,8 +3,8 @@
 //
 //   - On a black device ([Closed], [Released]): a netdev table, hooked on egress and
 //     ingress, policy drop, last in its hook. Released, it admits the classes of the
-//     signed policy by protocol, remote and port, and on the way out by the uid that
-//     opened the socket ("meta skuid"). The eBPF gate knows the sender by its cgroup:
+//     signed policy by protocol, the device's own address, remote and port, and on the
+//     way out by the uid that opened the socket ("meta skuid"). The eBPF gate knows the sender by its cgroup:
 //     whoever wants to pass both must forge two identities that have nothing in common.
 //     It sees packet sockets too, with PACKET_QDISC_BYPASS as without.
 //   - In red ([Red]): what comes in by the tunnel device meets the named ports or

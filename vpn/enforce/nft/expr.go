@@ -12,8 +12,6 @@ const (
 	reg0 = unix.NFT_REG_1
 	reg1 = unix.NFT_REG32_01
 	reg2 = unix.NFT_REG32_02
-	reg3 = unix.NFT_REG32_03
-	reg6 = unix.NFT_REG32_06 // behind an IPv6 address that begins in reg2
 )
 
 // rule is a list of expressions, each asked while the one before it held.

@@ -63,7 +63,7 @@ func TestLinkLayerMinimum(t *testing.T) {
 		{"echo request to the router", 0, unix.ETH_P_IPV6, func(m []byte) []byte { return icmp6(128, f.Local6, f.Router6, f.Local6, 255, m) }, false},
 		{"redirect", 0, unix.ETH_P_IPV6, func(m []byte) []byte { return icmp6(137, f.Local6, f.Router6, f.Local6, 255, m) }, false},
 	}
-	for _, tables := range [][]Table{nil, {Closed("bl0")}, {Closed("bl0").WithLink(leased)}, {Released("bl0", tunnel, tunneld).WithLink(leased)}} {
+	for _, tables := range [][]Table{nil, {Closed("bl0")}, {Closed("bl0").WithLink(leased)}, {Released("bl0", tunnel, tunneld, own...).WithLink(leased)}} {
 		w.put(tables...)
 		for _, c := range frames {
 			mark := w.marker()

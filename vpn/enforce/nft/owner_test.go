@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	}
 	o, err := Open()
 	if err == nil {
-		err = o.Put(Released("bl0", tunnel, tunneld))
+		err = o.Put(Released("bl0", tunnel, tunneld, own...))
 	}
 	if err != nil {
 		os.Stderr.WriteString(err.Error())
@@ -38,7 +38,7 @@ func TestNobodyElseChangesATable(t *testing.T) {
 	proof.SFR(t, "FPT_PHP.1", "the same commands on a table that nobody owns")
 	proof.Need(t, "nft")
 	w := newWorld(t)
-	w.put(Released("bl0", tunnel, tunneld))
+	w.put(Released("bl0", tunnel, tunneld, own...))
 	commands := []string{
 		"flush ruleset", "flush table netdev TABLE", "delete table netdev TABLE", "flush chain netdev TABLE egress",
 		"delete chain netdev TABLE egress", "add rule netdev TABLE egress accept", "insert rule netdev TABLE egress accept",
@@ -57,7 +57,7 @@ func TestNobodyElseChangesATable(t *testing.T) {
 		if err == nil && c != "flush ruleset" && !strings.HasPrefix(c, "add table") {
 			t.Errorf("%q was carried out", c)
 		}
-		if err := w.differences(Released("bl0", tunnel, tunneld)); err != nil {
+		if err := w.differences(Released("bl0", tunnel, tunneld, own...)); err != nil {
 			t.Fatalf("after %q: %v", c, err)
 		}
 	}
@@ -97,7 +97,7 @@ func TestTablesOfAKilledOwner(t *testing.T) {
 	if crosses == w.owner.Persists() {
 		t.Errorf("a table of a dead owner stands: %v, the kernel can keep it: %v", !crosses, w.owner.Persists())
 	}
-	if err := w.differences(Released("bl0", tunnel, tunneld), Table{Name: "rempart-probe", family: unix.NFPROTO_NETDEV}); err == nil {
+	if err := w.differences(Released("bl0", tunnel, tunneld, own...), Table{Name: "rempart-probe", family: unix.NFPROTO_NETDEV}); err == nil {
 		t.Error("nobody owns the table, and the read-back does not say so")
 	}
 }
@@ -135,8 +135,8 @@ func TestAChangeHasNoGap(t *testing.T) {
 		})
 	}()
 	for range 300 {
-		w.put(Released("bl0", tunnel, tunneld))
-		w.put(Released("bl0", other, tunneld))
+		w.put(Released("bl0", tunnel, tunneld, own...))
+		w.put(Released("bl0", other, tunneld, own...))
 		w.put(Closed("bl0"))
 	}
 	close(stop)
@@ -169,7 +169,7 @@ func TestRemovedDevice(t *testing.T) {
 func TestARefusedBatchNamesItsPart(t *testing.T) {
 	w := newWorld(t)
 	w.put(Closed("bl0"))
-	bad := Released("bl0", tunnel, tunneld)
+	bad := Released("bl0", tunnel, tunneld, own...)
 	bad.chains[0].rules = append(bad.chains[0].rules, rule{in("no-such-set")})
 	err := w.owner.Put(bad)
 	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "rule 4 of chain egress of rempart-bl0") {
@@ -182,6 +182,6 @@ func TestARefusedBatchNamesItsPart(t *testing.T) {
 		t.Errorf("error %v does not name the table", err)
 	}
 	start := time.Now()
-	w.put(Released("bl0", tunnel, tunneld))
+	w.put(Released("bl0", tunnel, tunneld, own...))
 	t.Logf("a release took %v", time.Since(start))
 }

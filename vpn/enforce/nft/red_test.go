@@ -203,13 +203,13 @@ func TestForwardingIsForVoiceAlone(t *testing.T) {
 func TestTablesAsOthersReadThem(t *testing.T) {
 	proof.Need(t, "nft")
 	w := newWorld(t)
-	w.put(Released("bl0", tunnel, tunneld), Red("wg0", voice, voice))
+	w.put(Released("bl0", tunnel, tunneld, own...), Red("wg0", voice, voice))
 	w.in(w.black, func() error {
 		out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
 		for _, s := range []string{
 			"flags owner", `type filter hook egress device "bl0" priority 2147483647; policy drop;`, `type filter hook ingress device "bl0"`,
-			"meta skuid . meta l4proto . ip daddr . th dport @out4 accept", "meta l4proto . ip6 saddr . th sport @in6 accept",
-			"elements = { 903 . udp . 203.0.113.1 . 51820 }", "903 . udp . 2001:db8:113::1 . 51820",
+			"meta skuid . meta l4proto . @nh,96,64 . th dport @out4 accept", "meta l4proto . @nh,64,256 . th sport @in6 accept",
+			"elements = { 903 . udp . 203.0.113.11 . 203.0.113.1 . 51820 }", "udp . 2001:db8:113::1 . 2001:db8:113::11 . 51820",
 			`iifname "lo" accept`, `iifname "wg0" ct state established,related accept`, `iifname "wg0" oifname "wg0" meta l4proto . th dport @forward accept`, "udp . 5004",
 		} {
 			if !strings.Contains(string(out), s) {

@@ -2,11 +2,13 @@ package nft
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,9 +29,14 @@ var (
 	handset6 = netip.MustParseAddr("2001:db8:113::11")
 	gateway4 = netip.MustParseAddr("203.0.113.1")
 	gateway6 = netip.MustParseAddr("2001:db8:113::1")
+	foreign4 = netip.MustParseAddr("192.0.2.77")
+	foreign6 = netip.MustParseAddr("2001:db8:dead::beef")
 	macBlack = net.HardwareAddr{2, 0, 0, 0, 0, 11}
 	macAir   = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 )
+
+// own are the addresses of the device bl0.
+var own = []netip.Addr{handset4, handset6}
 
 // tunnel are the classes of a handset with one gateway over both stacks.
 var tunnel = egress.Policy{Classes: []egress.Class{
@@ -154,15 +161,25 @@ func (w *world) udp(uid int, from, to netip.AddrPort, size int) bool {
 	w.t.Helper()
 	mark := w.marker()
 	w.in(w.black, as(uid, func() error {
-		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(from))
+		c, err := (&net.ListenConfig{Control: anySource}).ListenPacket(context.Background(), "udp", from.String())
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_, _ = c.WriteToUDPAddrPort(append(mark, make([]byte, size)...), to) // refused or lost: the ear decides
+		_, _ = c.(*net.UDPConn).WriteToUDPAddrPort(append(mark, make([]byte, size)...), to) // refused or lost: the ear decides
 		return nil
 	}))
 	return w.heard(mark)
+}
+
+// anySource lets a socket have an address that is nobody's, which takes no capability
+// (IP_FREEBIND, IPV6_FREEBIND).
+func anySource(network, _ string, c syscall.RawConn) (err error) {
+	level, option := unix.IPPROTO_IP, unix.IP_FREEBIND
+	if network == "udp6" {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
+	}
+	return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) }), err)
 }
 
 func (w *world) marker() []byte {
