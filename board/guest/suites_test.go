@@ -27,7 +27,7 @@ var short = []suite{
 		"TestWithoutTheGuardEachAttemptWorks", "TestTheDeskIsNotAffected", "TestTheHandsetLoadsNoModule", "TestTrustIsThePidfdsAlone", "TestHotpluggedDeviceStaysDown",
 		"TestGuardReadBackNoticesAMissingPinAndADetachedLink"}},
 	{name: "gate", folder: "vpn/enforce", want: []string{"TestRealPackets", "TestUnpinnedAndClosedLeavesTheFloor", "TestEachReason",
-		"TestKernelKeepsTheLevelRule"}},
+		"TestKernelKeepsTheLevelRule", "TestAnExtensionIsNoticed"}},
 	{name: "hostile", folder: "board/scenario/hostile", want: []string{"TestAttackTable"}},
 }
 

@@ -36,6 +36,7 @@ func (w *watcher) compare(ctx context.Context) (difference, noAnswer error) {
 }
 
 func (w *watcher) compareOn(ctx context.Context, devices []watch.Device) (difference, noAnswer error) {
+	w.programs = nil
 	for _, d := range devices {
 		if err := enforce.FloorInForce(d.Index); err != nil {
 			return fmt.Errorf("%s: %w", d.Name, err), nil
@@ -52,6 +53,8 @@ func (w *watcher) compareOn(ctx context.Context, devices []watch.Device) (differ
 		{w.levels != nil, w.hooks},
 		// With a device its table goes, and init is about to say so.
 		{w.behind != nil && len(devices) == len(w.orders.Devices), w.backstop},
+		{true, w.strangers},
+		{true, w.extensions},
 	} {
 		if !part.there {
 			continue
@@ -76,7 +79,22 @@ func (w *watcher) hooks() error {
 		}
 	}
 	r, err := enforce.ReadBackLevels(cgroupDir, *w.levels, guards...)
+	for _, id := range r.Programs {
+		w.programs = append(w.programs, id)
+	}
 	return errors.Join(err, r.Err())
+}
+
+// extensions looks for programs that replace a function of one of ours.
+func (w *watcher) extensions() error {
+	if w.guard != nil {
+		programs, err := w.guard.AllPrograms()
+		if err != nil {
+			return err
+		}
+		w.programs = append(w.programs, programs...)
+	}
+	return enforce.Unextended(w.programs...)
 }
 
 // backstop compares nft and the IPsec policies of every namespace.
@@ -187,6 +205,7 @@ func (w *watcher) read(devices []watch.Device, want egress.Policy) error {
 
 func (w *watcher) readOne(d watch.Device, want egress.Policy, facts egress.LinkFacts) error {
 	r, err := enforce.ReadBack(d.Index, want, facts)
+	w.programs = append(append(w.programs, r.Programs[:]...), r.Floors...)
 	switch {
 	case err != nil:
 		return err

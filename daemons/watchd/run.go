@@ -37,17 +37,21 @@ type watcher struct {
 	notices    []int
 	spaces     []space // beside black, where it lives
 
-	ask     *ask.Client // nil: dial
-	orders  watch.Orders
-	ordered bool // orders have come
-	fresh   bool // orders that no look was under yet
-	guard   *guard.Standing
-	behind  *backstop.Standing
-	levels  *egress.LevelTable
-	heard   time.Time // init's last word; zero before its first beat: until then it boots, behind a closed gate
-	silent  bool      // the radios were taken down for init's silence
-	state   string    // of the last look, for the journal
-	beaten  time.Time // the last sign of life
+	ask      *ask.Client // nil: dial
+	orders   watch.Orders
+	ordered  bool // orders have come
+	fresh    bool // orders that no look was under yet
+	guard    *guard.Standing
+	behind   *backstop.Standing
+	levels   *egress.LevelTable
+	tunnel   string                 // red's device, as init said last
+	strange  map[stranger]time.Time // since when
+	patience time.Duration          // with a stranger
+	programs []uint32               // ids of our programs, as the look under way found them
+	heard    time.Time              // init's last word; zero before its first beat: until then it boots, behind a closed gate
+	silent   bool                   // the radios were taken down for init's silence
+	state    string                 // of the last look, for the journal
+	beaten   time.Time              // the last sign of life
 }
 
 // space is another namespace of the handset.
@@ -67,7 +71,7 @@ func newWatcher(ctx context.Context, supervisor int, egressd string, j *journal.
 		// It cannot fail but by overflow, and is done once.
 		_, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	})
-	return &watcher{supervisor: supervisor, stop: stop, egressd: egressd, journal: j}, nil
+	return &watcher{supervisor: supervisor, stop: stop, egressd: egressd, journal: j, patience: takenDown}, nil
 }
 
 // listen opens the notices of the calling thread's namespace.
@@ -196,7 +200,7 @@ func (w *watcher) obey() error {
 			if err != nil {
 				return err
 			}
-			w.behind = &standing
+			w.behind, w.tunnel = &standing, standing.Wanted.Tunnel
 		}
 		w.levels = nil
 		if len(o.Levels) > 0 {
@@ -260,6 +264,9 @@ func (w *watcher) look(ctx context.Context) time.Duration {
 		w.became(eventNoAnswer, journal.Failure, report.Text)
 	default:
 		w.became(eventGood, journal.Success, "")
+	}
+	if len(w.strange) > 0 {
+		again = lookAgain
 	}
 	if err := w.say(report); err != nil {
 		w.journal.Event(eventSilence, "init", journal.Failure, "reason", err.Error())

@@ -45,6 +45,9 @@ type scene struct {
 	answers *egress.Status // nil: egressd does not answer
 }
 
+// patience is the scene's watcher's with strangers.
+const patience = time.Second
+
 func newScene(t *testing.T) *scene {
 	t.Helper()
 	proof.NeedRoot(t)
@@ -74,6 +77,7 @@ func newScene(t *testing.T) *scene {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.patience = patience
 	for name, place := range map[string]backstop.Place{"red": backstop.Red, "void": backstop.Other} {
 		ns, err := link.Create("")
 		if err != nil {

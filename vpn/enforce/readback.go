@@ -22,6 +22,8 @@ type Report struct {
 	Hook egress.Hook
 	// Programs are the gate's programs by direction, 0 where there is none.
 	Programs [2]uint32
+	// Floors are the ids of the floor's programs.
+	Floors []uint32
 	// Tag is the kernel's hash of each gate program as found.
 	Tags [2]string
 	// Digest is that of the wanted policy: with no difference, the policy in force.
@@ -114,6 +116,11 @@ func (c *checker) direction(d egress.Direction) error {
 	filters, err := readFilters(c.report.Ifindex, d)
 	if err != nil {
 		return err
+	}
+	for _, f := range filters {
+		if f.is(floorPriority, c.ref.floor) {
+			c.report.Floors = append(c.report.Floors, uint32(f.program))
+		}
 	}
 	diffs, err := floorDifferences(filters, d, c.ref)
 	if err != nil {

@@ -68,7 +68,12 @@ func (g *Guard) Standing() (Standing, error) {
 func (s Standing) ReadBack() error { return notAsInstalled(s.differences("")) }
 
 // Programs are the ids of the programs that the guard has at the handset's cgroup.
-func (s Standing) Programs() ([]uint32, error) {
+func (s Standing) Programs() ([]uint32, error) { return s.programs(false) }
+
+// AllPrograms are the ids of all programs of the guard.
+func (s Standing) AllPrograms() ([]uint32, error) { return s.programs(true) }
+
+func (s Standing) programs(all bool) ([]uint32, error) {
 	var ids []uint32
 	for _, h := range s.hooks {
 		l, err := link.NewFromID(link.ID(h.link))
@@ -79,7 +84,7 @@ func (s Standing) Programs() ([]uint32, error) {
 		if err := errors.Join(err, l.Close()); err != nil {
 			return nil, fmt.Errorf("cannot tell the guard's programs: link %d: %w", h.link, err)
 		}
-		if info.Cgroup() != nil {
+		if all || info.Cgroup() != nil {
 			ids = append(ids, uint32(info.Program))
 		}
 	}

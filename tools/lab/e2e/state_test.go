@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"rempart/board/netns"
 	"rempart/boot/eventlog"
 	"rempart/boot/manifest/load"
 	"rempart/boot/predict"
@@ -136,20 +137,37 @@ func doctors(t *testing.T, w *world) {
 	}
 	healthy("a")
 	healthy("gateway")
-	m := w.machine(t, "a")
-	if s := command(t, "", "nsenter", "--net="+m.Paths.Black, "tc", "qdisc", "del", "dev", "wwan0", "clsact"); s.code != 0 {
-		t.Fatalf("cannot remove the floor: %s", s)
+	for _, c := range []struct {
+		what   string
+		change func(m netns.Machine) []string
+		names  []string // what the doctor says is wrong
+	}{
+		{"the floor was removed", func(m netns.Machine) []string {
+			return []string{"--net=" + m.Paths.Black, "tc", "qdisc", "del", "dev", "wwan0", "clsact"}
+		}, []string{"gate on wwan0", "floor"}},
+		{"a device was moved into red", func(m netns.Machine) []string {
+			return []string{"--net=" + m.Paths.Own, "sh", "-c", "ip link add stray0 type veth peer name stray1 && ip link set stray0 netns " + m.Paths.Red}
+		}, []string{"is not the tunnel's"}},
+	} {
+		if s := command(t, "", "nsenter", c.change(w.machine(t, "a"))...); s.code != 0 {
+			t.Fatalf("%s: it was not: %s", c.what, s)
+		}
+		at := time.Now()
+		w.await(t, "a", "closed", time.Second, func(s seen) bool { return s.Boot != nil && s.Boot.Closed && !s.Boot.Devices[0].Up })
+		t.Logf("closed, radio down, %s after %s", time.Since(at).Round(time.Millisecond), c.what)
+		s := w.phone(t, "a", "", "doctor")
+		found := strings.Join(wrong(s), "\n")
+		for _, name := range c.names {
+			if !strings.Contains(found, name) {
+				t.Errorf("%s: the doctor does not name %s: %s", c.what, name, s)
+			}
+		}
+		if s.code == 0 {
+			t.Errorf("%s: the doctor of the handset: %s", c.what, s)
+		}
+		w.locked(t, "a")
+		w.unlock(t, "a")
+		w.awaitReady(t, "a")
+		healthy("a")
 	}
-	at := time.Now()
-	w.await(t, "a", "closed", time.Second, func(s seen) bool { return s.Boot != nil && s.Boot.Closed && !s.Boot.Devices[0].Up })
-	t.Logf("closed, radio down, %s after the floor was removed", time.Since(at).Round(time.Millisecond))
-	s := w.phone(t, "a", "", "doctor")
-	found := strings.Join(wrong(s), "\n")
-	if s.code == 0 || !strings.Contains(found, "gate on wwan0") || !strings.Contains(found, "floor") {
-		t.Errorf("the doctor of a handset without a floor: %s", s)
-	}
-	w.locked(t, "a")
-	w.unlock(t, "a")
-	w.awaitReady(t, "a")
-	healthy("a")
 }
