@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -290,6 +291,8 @@ func TestCallsReadBackNotices(t *testing.T) {
 				t.Error(perr)
 			} else if got, perr := standing.Programs(); !strings.HasPrefix(name, "a detached") && (perr != nil || len(got) != len(ids)) {
 				t.Errorf("programs %v, want %v: %v", got, ids, perr)
+			} else if all, perr := standing.AllPrograms(); perr == nil && (len(all) != len(standing.hooks) || slices.ContainsFunc(got, func(id uint32) bool { return !slices.Contains(all, id) })) {
+				t.Errorf("all programs are %v of %d hooks, at the cgroup %v", all, len(standing.hooks), got)
 			}
 			err = handedOver(t, standing).ReadBack()
 			if sound := name == "a missing pin" || name == "a device taken away"; sound && err != nil || !sound && (err == nil || !strings.Contains(err.Error(), change.want)) {
