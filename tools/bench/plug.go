@@ -122,7 +122,7 @@ func (p *plugged) plug(s *deviceSample, name string) (err error) {
 		return err
 	}
 	lap("floor in black")
-	if err := p.stop.AddDevice(name); err != nil {
+	if err := p.stop.AddDevice(name, sendOwn[0].Addr(), sendOwn[1].Addr()); err != nil {
 		return err
 	}
 	lap("nft and IPsec default")

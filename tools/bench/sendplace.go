@@ -247,7 +247,7 @@ func (p *place) allLayers() error {
 			return err
 		}
 		p.later(owner.Close)
-		return errors.Join(owner.Put(nft.Released(sendDevice, p.policy(), uint32(os.Getuid()))), xfrm.Put(xfrm.Classes(p.policy())))
+		return errors.Join(owner.Put(nft.Released(sendDevice, p.policy(), uint32(os.Getuid()), sendOwn[0].Addr(), sendOwn[1].Addr())), xfrm.Put(xfrm.Classes(p.policy())))
 	})
 }
 

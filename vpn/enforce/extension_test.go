@@ -53,11 +53,12 @@ func extend(t *testing.T, id uint32, function string) link.Link {
 func TestAnExtensionIsNoticed(t *testing.T) {
 	proof.SFR(t, "FPT_TST_EXT.1", "the read-back before the extension")
 	w := newWorld(t)
-	w.gate(egress.DenyAll())
+	admitting := egress.Policy{Classes: []egress.Class{{Gateway: "g", Addr: gatewayV4, Proto: egress.UDP, Port: 51820, Purpose: egress.Tunnel, Cgroup: 1}}}
+	w.gate(admitting)
 	read := func() (r Report) {
 		t.Helper()
 		w.in(w.black, func() (err error) {
-			if r, err = ReadBack(w.ifindex, egress.DenyAll(), egress.LinkFacts{}); err != nil {
+			if r, err = ReadBack(w.ifindex, admitting, egress.LinkFacts{}); err != nil {
 				return err
 			}
 			return r.Err()

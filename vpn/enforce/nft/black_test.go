@@ -198,7 +198,7 @@ func TestInboundMeetsTheTable(t *testing.T) {
 			_, err = c.WriteToUDPAddrPort(append(mark, make([]byte, size)...), to)
 			return err
 		})
-		if err := inside.SetReadDeadline(time.Now().Add(30 * time.Millisecond)); err != nil {
+		if err := inside.SetReadDeadline(time.Now().Add(60 * time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 4096)
