@@ -130,7 +130,7 @@ func TestInHandset(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWCGROUP | unix.CLONE_NEWNS, UseCgroupFD: true, CgroupFD: int(fd.Fd())}
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
-	if err != nil || strings.Count(string(out), "--- PASS: TestInside") != 6 {
+	if err != nil || strings.Count(string(out), "--- PASS: TestInside") != 8 {
 		t.Errorf("%v: %s", err, out)
 	}
 }
@@ -321,6 +321,8 @@ func TestAsk(t *testing.T) {
 		s, err = c.Admit(ctx, gateway)
 	case "close":
 		s, err = c.CloseGate(ctx)
+	case "hold":
+		s, err = hold(c, gateway)
 	case "status":
 		s, err = c.Status(ctx)
 	case "table":

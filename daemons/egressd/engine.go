@@ -43,16 +43,22 @@ func allowed(op egress.Op, peer sock.Peer) bool {
 //
 // Invariant: every gate's policy is table.For(admitted), or deny-all; admitted is
 // empty after any failure. Only while unsure a gate may hold an earlier policy.
+//
+// Programs are loaded under change and exchanged under mu, so an answer tells of one policy in force, and is not kept waiting
+// by the kernel's verifier. What is below mu is written under both and read under either.
 type engine struct {
 	pinDir  string
 	cgroup  string // the handset's, where the level hooks stand
 	journal *journal.Journal
 	options []enforce.Option
 
+	change sync.Mutex
+	unsure bool   // the last deny-all failed: a gate may still admit what it did
+	taken  func() // tells tunneld that what it had admitted is not in force any more; nil for nobody
+
 	mu       sync.Mutex
 	table    egress.Policy
 	admitted string
-	unsure   bool   // the last deny-all failed: a gate may still admit what it did
 	changes  uint64 // replacements of the policy in force, tried or done
 	gates    map[int]*enforce.Gate
 	record   *enforce.Record // of what was dropped; nil before it is open
@@ -66,8 +72,8 @@ func newEngine(pinDir, cgroup string, j *journal.Journal, options ...enforce.Opt
 // recover raises the level hooks and denies all on the devices of an earlier egressd. A device that is gone,
 // or that init has not allowed us to touch yet, waits for init's attach.
 func (e *engine) recover() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	e.change.Lock()
+	defer e.change.Unlock()
 	// Without them init's read-back ends the boot: the reason is in the journal.
 	_ = e.raiseLevels()
 	indices, err := enforce.Pinned(e.pinDir)
@@ -82,19 +88,27 @@ func (e *engine) recover() {
 	}
 }
 
-// do answers one request.
+// do answers one request. A change waits for the one before it, a question for none.
 func (e *engine) do(peer sock.Peer, r egress.Request) egress.Status {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	if !allowed(r.Op, peer) {
+		e.journal.Event(eventRefuse, peer.String(), journal.Refused, "op", r.Op.String())
+		return e.status(fmt.Errorf("%v may not %v", peer, r.Op))
+	}
+	if r.Op == egress.OpStatus {
+		return e.status(nil)
+	}
+	e.change.Lock()
+	defer e.change.Unlock()
+	was := e.admitted
 	err := e.act(peer, r)
+	if was != "" && e.admitted == "" && e.taken != nil && !peer.Is(uidTunneld, cgroupTunneld) {
+		e.taken()
+	}
 	return e.status(err)
 }
 
+// act makes a change that peer may make.
 func (e *engine) act(peer sock.Peer, r egress.Request) error {
-	if !allowed(r.Op, peer) {
-		e.journal.Event(eventRefuse, peer.String(), journal.Refused, "op", r.Op.String())
-		return fmt.Errorf("%v may not %v", peer, r.Op)
-	}
 	switch r.Op {
 	case egress.OpTable:
 		return e.setTable(r.Table)
@@ -121,7 +135,9 @@ func (e *engine) setTable(table egress.Policy) error {
 			return err
 		}
 	}
+	e.mu.Lock()
 	e.table = table
+	e.mu.Unlock()
 	digest := table.Digest()
 	e.journal.Event(eventTable, "init", journal.Success, "classes", strconv.Itoa(len(table.Classes)), "digest", hex.EncodeToString(digest[:8]))
 	return nil
@@ -135,7 +151,9 @@ func (e *engine) attach(ifindex int) error {
 		return err
 	}
 	if old, ok := e.gates[ifindex]; ok {
+		e.mu.Lock()
 		delete(e.gates, ifindex)
+		e.mu.Unlock()
 		if err := old.Release(); err != nil {
 			return err
 		}
@@ -148,7 +166,9 @@ func (e *engine) attach(ifindex int) error {
 		e.journal.Event(eventAttach, strconv.Itoa(ifindex), journal.Failure, "reason", err.Error())
 		return err
 	}
+	e.mu.Lock()
 	e.gates[ifindex] = g
+	e.mu.Unlock()
 	e.journal.Event(eventAttach, strconv.Itoa(ifindex), journal.Success, "hook", g.Hook().String())
 	return nil
 }
@@ -174,10 +194,9 @@ func (e *engine) admit(gateway string) error {
 		e.journal.Event(eventRefuse, "gateway", journal.Refused, "op", "admit", "reason", "not in the table")
 		return fmt.Errorf("gateway %q is not in the table", gateway)
 	}
-	if err := e.swap(p); err != nil {
+	if err := e.swap(p, gateway); err != nil {
 		return errors.Join(err, e.deny("an admission failed"))
 	}
-	e.admitted = gateway
 	digest := p.Digest()
 	e.journal.Event(eventSwap, gateway, journal.Success, "classes", strconv.Itoa(len(p.Classes)), "digest", hex.EncodeToString(digest[:8]))
 	return nil
@@ -187,8 +206,7 @@ func (e *engine) admit(gateway string) error {
 // gate is dropped from the list: it must be attached again to be of use.
 func (e *engine) deny(reason string) error {
 	was := e.admitted
-	e.admitted = ""
-	err := e.swap(egress.DenyAll())
+	err := e.swap(egress.DenyAll(), "")
 	e.unsure = err != nil
 	outcome, text := journal.Success, ""
 	if err != nil {
@@ -200,11 +218,25 @@ func (e *engine) deny(reason string) error {
 	return err
 }
 
-func (e *engine) swap(p egress.Policy) error {
-	e.changes++
+// swap loads policy p for every gate, then puts it in force on all of them at once for whoever asks.
+func (e *engine) swap(p egress.Policy, admitted string) error {
+	prepared := map[int]*enforce.Change{}
 	var errs []error
 	for _, ifindex := range e.devices() {
-		err := e.gates[ifindex].Swap(p)
+		c, err := e.gates[ifindex].Prepare(p)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		defer c.Close()
+		prepared[ifindex] = c
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.changes++
+	e.admitted = ""
+	for _, ifindex := range slices.Sorted(maps.Keys(prepared)) {
+		err := prepared[ifindex].Commit()
 		if errors.Is(err, enforce.ErrDetached) {
 			// Nothing of ours is on the device: the floor drops. No one is admitted
 			// there until init attaches again, so deny-all is in force.
@@ -216,12 +248,18 @@ func (e *engine) swap(p egress.Policy) error {
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err == nil {
+		e.admitted = admitted
+	}
+	return err
 }
 
 func (e *engine) devices() []int { return slices.Sorted(maps.Keys(e.gates)) }
 
 func (e *engine) status(err error) egress.Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	s := egress.Status{Admitted: e.admitted, Digest: e.table.For(e.admitted).Digest(), Changes: e.changes}
 	if e.admitted == "" {
 		s.Digest = egress.DenyAll().Digest()
@@ -240,9 +278,11 @@ func (e *engine) status(err error) egress.Status {
 
 // stop denies all and lets go; the gates stay on their devices.
 func (e *engine) stop() error {
+	e.change.Lock()
+	defer e.change.Unlock()
+	err := errors.Join(e.deny("egressd stops"), e.leaveLevels())
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	err := errors.Join(e.deny("egressd stops"), e.leaveLevels())
 	for _, ifindex := range e.devices() {
 		err = errors.Join(err, e.gates[ifindex].Release())
 		delete(e.gates, ifindex)

@@ -27,12 +27,26 @@ func (e *engine) raiseLevels() (err error) {
 		e.journal.Event(eventHooks, e.cgroup, outcome, "reason", reason)
 	}()
 	if e.record == nil {
-		if e.record, err = enforce.OpenRecord(e.pinDir); err != nil {
+		record, err := enforce.OpenRecord(e.pinDir)
+		if err != nil {
 			return err
 		}
+		e.mu.Lock()
+		e.record = record
+		e.mu.Unlock()
 	}
-	e.levels, err = enforce.AttachLevels(e.cgroup, e.pinDir, e.record)
-	return err
+	levels, err := enforce.AttachLevels(e.cgroup, e.pinDir, e.record)
+	if err != nil {
+		return err
+	}
+	e.setHooks(levels)
+	return nil
+}
+
+func (e *engine) setHooks(l *enforce.Levels) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.levels = l
 }
 
 // setLevels puts a level table in force. Hooks that someone took off are put on again:
@@ -44,7 +58,7 @@ func (e *engine) setLevels(t egress.LevelTable) error {
 	err := e.levels.Swap(t)
 	if errors.Is(err, enforce.ErrDetached) {
 		old := e.levels
-		e.levels = nil
+		e.setHooks(nil)
 		if err = errors.Join(old.Release(), e.raiseLevels()); err == nil {
 			err = e.levels.Swap(t)
 		}
@@ -97,10 +111,12 @@ func (e *engine) drops(since uint64) (egress.Drops, error) {
 // leaveLevels refuses everything and lets go; the hooks stay at the cgroup.
 func (e *engine) leaveLevels() error {
 	var errs []error
-	if e.levels != nil {
-		errs = append(errs, e.levels.Close())
-		e.levels = nil
+	if old := e.levels; old != nil {
+		e.setHooks(nil)
+		errs = append(errs, old.Close())
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.record != nil {
 		errs = append(errs, e.record.Close())
 		e.record = nil

@@ -28,7 +28,8 @@ const (
 // run.ErrStopped for a clean end.
 func serve(ctx context.Context, ln *net.UnixListener, e *engine) error {
 	e.recover()
-	s := &server{engine: e, lean: newLean(), open: map[sock.Peer]int{}, connections: map[*net.UnixConn]struct{}{}}
+	s := &server{engine: e, lean: newLean(), open: map[sock.Peer]int{}, connections: map[*net.UnixConn]sock.Peer{}}
+	e.taken = s.dismiss
 	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
 	err := sock.AcceptLoop(ln, maxConnections, s.serve)
 	if ctx.Err() != nil {
@@ -48,7 +49,7 @@ type server struct {
 
 	mu          sync.Mutex
 	open        map[sock.Peer]int // by uid and cgroup; the pid is left out
-	connections map[*net.UnixConn]struct{}
+	connections map[*net.UnixConn]sock.Peer
 }
 
 func (s *server) serve(c *net.UnixConn) {
@@ -76,7 +77,7 @@ func (s *server) enter(peer sock.Peer, c *net.UnixConn) bool {
 		return false
 	}
 	s.open[peer]++
-	s.connections[c] = struct{}{}
+	s.connections[c] = peer
 	return true
 }
 
@@ -88,6 +89,17 @@ func (s *server) leave(peer sock.Peer, c *net.UnixConn) {
 		delete(s.open, peer)
 	}
 	delete(s.connections, c)
+}
+
+// dismiss ends tunneld's connections: it waits for that, and so need not ask over and over whether what it had admitted still is.
+func (s *server) dismiss() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, peer := range s.connections {
+		if peer.Is(uidTunneld, cgroupTunneld) {
+			_ = c.Close()
+		}
+	}
 }
 
 func (s *server) closeAll() {

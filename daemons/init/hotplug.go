@@ -9,6 +9,7 @@ import (
 	"rempart/boot/report"
 	"rempart/internal/journal"
 	"rempart/internal/link"
+	"rempart/vpn/egress"
 	"rempart/vpn/enforce"
 )
 
@@ -114,7 +115,8 @@ func (p *phone) plug(ctx context.Context, c link.Change) (err error) {
 	}
 	// Without egressd the floor holds; whoever attaches the gates next attaches this one too.
 	if !p.severed {
-		if _, err := p.gate.Attach(ctx, d.Index); err != nil {
+		err := p.change(ctx, func(ctx context.Context) (egress.Status, error) { return p.gate.Attach(ctx, d.Index) })
+		if err != nil {
 			return errors.Join(fmt.Errorf("cannot put the gate on %s: %w", c.Name, err), p.behindTheGate(func() error { return p.backstop.RemoveDevice(c.Name) }))
 		}
 	}

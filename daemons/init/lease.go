@@ -165,15 +165,13 @@ func (p *phone) tellLinks(ctx context.Context) error {
 	return nil
 }
 
-// linkTimeout bounds the telling of a link: egressd loads a gate for it, and the watcher misses init's beat a little later.
-const linkTimeout = 2 * time.Second
-
 // tellLink tells egressd, and the watcher before and after it.
 func (p *phone) tellLink(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, linkTimeout)
-	defer cancel()
 	p.tell()
-	if _, err := p.gate.Link(ctx, p.dynamic[name].index, p.facts(name)); err != nil {
+	err := p.change(ctx, func(ctx context.Context) (egress.Status, error) {
+		return p.gate.Link(ctx, p.dynamic[name].index, p.facts(name))
+	})
+	if err != nil {
 		return fmt.Errorf("cannot tell the gate of %s's link: %w", name, err)
 	}
 	p.told[name] = p.facts(name)

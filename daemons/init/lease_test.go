@@ -125,7 +125,7 @@ func TestLeaseIsSetAndTakenBack(t *testing.T) {
 	proof.SFR(t, "FDP_IFC_EXT.1", "the address without any route")
 	proof.NeedRoot(t)
 	p := leasingPhone()
-	p.gate = willing(t)
+	p.gate, p.pulse = willing(t), willing(t)
 	p.report.Devices = []report.Device{{Name: "wwan0", Index: 2}}
 	p.behind(t)
 	if err := p.blackDo(func() error {
@@ -193,7 +193,7 @@ func TestLeaseIsSetAndTakenBack(t *testing.T) {
 func TestGateThatIsNotToldHasNoAddress(t *testing.T) {
 	proof.NeedRoot(t)
 	p := leasingPhone()
-	p.gate = willing(t)
+	p.gate, p.pulse = willing(t), willing(t)
 	if err := p.gate.Close(); err != nil {
 		t.Fatal(err)
 	}

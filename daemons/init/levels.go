@@ -61,7 +61,8 @@ func (p *phone) makeLevels(ctx context.Context) error {
 func (p *phone) setLevels(ctx context.Context, table egress.LevelTable) error {
 	p.levelsUnknown = true
 	p.tell()
-	if _, err := p.gate.Levels(ctx, table); err != nil {
+	err := p.change(ctx, func(ctx context.Context) (egress.Status, error) { return p.gate.Levels(ctx, table) })
+	if err != nil {
 		return err
 	}
 	p.levelsUnknown, p.levelsNow = false, table

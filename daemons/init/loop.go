@@ -15,9 +15,6 @@ import (
 	"rempart/vpn/watch"
 )
 
-// askTimeout bounds one question to egressd; after it egressd counts as dead and the floor takes over.
-const askTimeout = time.Second
-
 // releasePause is how long a phone that could not be released waits for the next try.
 const releasePause = 250 * time.Millisecond
 
@@ -50,6 +47,10 @@ func (p *phone) loop(ctx context.Context) error {
 		case d := <-p.sup.deaths:
 			if err := p.died(d, again); err != nil {
 				return err
+			}
+		case <-p.sup.stops:
+			if !p.doubt("it was stopped", again) {
+				continue
 			}
 		case name := <-again:
 			p.restart(ctx, name, again)
@@ -140,9 +141,8 @@ func (p *phone) close(reason string) {
 		return
 	}
 	if d := p.sup.daemon("egressd"); p.sup.running(d) {
-		ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
-		defer cancel()
-		_, err := p.gate.Table(ctx, egress.DenyAll())
+		ctx := context.Background()
+		err := p.change(ctx, func(ctx context.Context) (egress.Status, error) { return p.gate.Table(ctx, egress.DenyAll()) })
 		if err == nil {
 			p.opened = false
 			err = p.setLevels(ctx, p.levels.Closed())
@@ -206,16 +206,14 @@ func (p *phone) release(ctx context.Context, again chan string) {
 	}
 	err := func() error {
 		if p.severed {
-			// A new egressd loads all its programs before it answers. The floor holds meanwhile: there is time.
+			// The floor holds meanwhile: there is time.
 			if err := p.attachGate(ctx); err != nil {
 				return err
 			}
 		} else if err := errors.Join(p.readBack(egress.DenyAll()), p.readLevels()); err != nil {
 			return err
 		}
-		asking, cancel := context.WithTimeout(ctx, askTimeout)
-		defer cancel()
-		if err := p.setLevels(asking, p.levels); err != nil {
+		if err := p.setLevels(ctx, p.levels); err != nil {
 			return err
 		}
 		if err := p.readLevels(); err != nil {
@@ -226,8 +224,6 @@ func (p *phone) release(ctx context.Context, again chan string) {
 		if err := errors.Join(p.behindTheGate(release), p.readBackstop()); err != nil {
 			return err
 		}
-		asking, cancel = context.WithTimeout(ctx, askTimeout)
-		defer cancel()
 		if err := p.raiseLowered(); err != nil {
 			return err
 		}
@@ -235,10 +231,13 @@ func (p *phone) release(ctx context.Context, again chan string) {
 		if err := p.order(); err != nil {
 			return err
 		}
-		_, err := p.gate.Table(asking, p.table)
-		return err
+		return p.change(ctx, func(ctx context.Context) (egress.Status, error) { return p.gate.Table(ctx, p.table) })
 	}()
 	if err != nil {
+		if p.severed && errors.Is(err, errHangs) {
+			// What close does on a phone that is not severed.
+			p.sup.signal(p.sup.daemon("egressd"), unix.SIGKILL)
+		}
 		p.close(err.Error())
 		p.later(releasePause, "", again)
 		return

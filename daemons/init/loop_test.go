@@ -63,7 +63,7 @@ func withRadio(t *testing.T) *phone {
 	t.Helper()
 	proof.NeedRoot(t)
 	p := newPhone(mono(), nil, nil, nil)
-	p.root, p.gate = t.TempDir(), willing(t)
+	p.root, p.gate, p.pulse = t.TempDir(), willing(t), willing(t)
 	p.behind(t)
 	err := p.blackDo(func() error {
 		if err := link.AddVeth(link.Port{Name: "wwan0"}, link.Port{Name: "far0"}); err != nil {
@@ -161,7 +161,7 @@ func TestSeveredWithoutAFloorTakesTheRadiosDown(t *testing.T) {
 // What took the radios down until a restart is not forgotten when some daemon has been started again.
 func TestALostPhoneIsNotReleased(t *testing.T) {
 	p := newPhone(mono(), nil, nil, nil)
-	p.root, p.gate = t.TempDir(), willing(t)
+	p.root, p.gate, p.pulse = t.TempDir(), willing(t), willing(t)
 	p.behind(t)
 	p.readHooks = func(string, egress.LevelTable, ...uint32) (enforce.LevelReport, error) {
 		return enforce.LevelReport{}, nil

@@ -62,10 +62,11 @@ type phone struct {
 	policy   *manifest.Policy
 	table    egress.Policy
 	gate     *ask.Client
-	opened   bool   // egressd has the table, or may have: the gate may admit one of its rows
-	severing bool   // the gate links are being taken off
-	severed  bool   // the gate links are off and the floor alone holds
-	lost     string // why the radios are down until a restart: nothing releases the phone any more
+	pulse    *ask.Client // asks whether egressd lives while gate waits
+	opened   bool        // egressd has the table, or may have: the gate may admit one of its rows
+	severing bool        // the gate links are being taken off
+	severed  bool        // the gate links are off and the floor alone holds
+	lost     string      // why the radios are down until a restart: nothing releases the phone any more
 	tun      *os.File
 	inner    []netip.Prefix // granted to wg0 in this boot
 

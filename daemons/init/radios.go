@@ -15,7 +15,6 @@ import (
 	"rempart/internal/link"
 	"rempart/internal/run"
 	"rempart/vpn/egress"
-	"rempart/vpn/egress/ask"
 	"rempart/vpn/enforce"
 )
 
@@ -91,18 +90,12 @@ func (p *phone) raiseGate(ctx context.Context) (string, error) {
 
 // attachGate connects to egressd and puts its deny-all gate on every radio.
 func (p *phone) attachGate(ctx context.Context) error {
-	if p.gate != nil {
-		if err := p.gate.Close(); err != nil {
-			p.journal.Event("gate.connection", "egressd", journal.Failure, "reason", err.Error())
-		}
-	}
-	c, err := ask.Dial(filepath.Join(runDir, "egressd.sock"))
-	if err != nil {
+	if err := p.connect(ctx); err != nil {
 		return err
 	}
-	p.gate = c
 	for _, d := range p.report.Devices {
-		if _, err := c.Attach(ctx, d.Index); err != nil {
+		err := p.change(ctx, func(ctx context.Context) (egress.Status, error) { return p.gate.Attach(ctx, d.Index) })
+		if err != nil {
 			return fmt.Errorf("cannot put the gate on %s: %w", d.Name, err)
 		}
 		delete(p.told, d.Name) // a new gate knows nothing of its link

@@ -71,6 +71,7 @@ type supervisor struct {
 	mu     sync.Mutex // holds off the reaper while a child is being started and entered
 	table  []*daemon
 	deaths chan death
+	stops  chan struct{} // egressd was stopped
 }
 
 func newSupervisor(p *phone) *supervisor {
@@ -80,7 +81,7 @@ func newSupervisor(p *phone) *supervisor {
 	one := func(name string, f **os.File) func() ([]sandbox.Handed, error) {
 		return func() ([]sandbox.Handed, error) { return []sandbox.Handed{{Name: name, File: *f}}, nil }
 	}
-	return &supervisor{phone: p, deaths: make(chan death, 64), table: []*daemon{
+	return &supervisor{phone: p, deaths: make(chan death, 64), stops: make(chan struct{}, 1), table: []*daemon{
 		{name: "egressd", uid: uidEgressd, ns: black, caps: []int{unix.CAP_NET_ADMIN, unix.CAP_BPF}, trusted: true},
 		{name: "watchd", uid: uidWatchd, ns: black, caps: []int{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_BPF}, trusted: true,
 			files: p.openWatcher, greet: p.greetWatcher},
@@ -199,12 +200,21 @@ func (s *supervisor) reapOne() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var status unix.WaitStatus
-	pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+	pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WUNTRACED, nil)
 	if errors.Is(err, unix.EINTR) {
 		return true
 	}
 	if err != nil || pid <= 0 {
 		return false
+	}
+	if status.Stopped() {
+		if pid == s.daemon("egressd").pid {
+			select {
+			case s.stops <- struct{}{}:
+			default: // said already
+			}
+		}
+		return true
 	}
 	for _, d := range s.table {
 		if d.pid == pid {

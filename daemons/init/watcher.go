@@ -230,11 +230,7 @@ func (p *phone) hear(h heard, again chan string) bool {
 		p.close(p.lost)
 		p.inspect()
 	case watch.NoAnswer:
-		if d := p.sup.daemon("egressd"); p.report.Closed || !p.sup.running(d) {
-			return false // known
-		}
-		p.close("egressd does not answer: " + h.Text)
-		p.later(releasePause, "", again)
+		return p.doubt(h.Text, again)
 	case watch.Silent:
 		// Init was stopped. What happened meanwhile is not known, but the radios were down.
 		p.lower("init was silent")

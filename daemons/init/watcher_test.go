@@ -66,7 +66,7 @@ func lastOf(t *testing.T, w *watcher) watch.Orders {
 // TestOrdersComeBeforeWhatLoosens: what init does itself must never look like a difference.
 func TestOrdersComeBeforeWhatLoosens(t *testing.T) {
 	p := newPhone(mono(), nil, nil, nil)
-	p.root, p.gate = t.TempDir(), willing(t)
+	p.root, p.gate, p.pulse = t.TempDir(), willing(t), willing(t)
 	p.behind(t)
 	p.readHooks = func(string, egress.LevelTable, ...uint32) (enforce.LevelReport, error) {
 		return enforce.LevelReport{}, nil

@@ -80,9 +80,15 @@ func (g *egressd) answer(c net.Conn) {
 
 // die is kill -9: the socket and every connection at once.
 func (g *egressd) die() {
+	g.ln.Close()
+	g.dismiss()
+}
+
+// dismiss ends every connection, as egressd does when another closes what was admitted.
+func (g *egressd) dismiss() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.ln.Close()
+	g.admitted = ""
 	for _, c := range g.conns {
 		c.Close()
 	}

@@ -20,7 +20,7 @@ const (
 	pollPatient    = 20 * time.Millisecond // after pollEager in one attempt
 	pollEager      = time.Second
 	pollUp         = 250 * time.Millisecond
-	// checkGate is how often egressd is asked whether it still is the same.
+	// checkGate is how often is looked whether egressd has ended the connection.
 	checkGate = 250 * time.Millisecond
 	// lastWord bounds the effects of a shutdown.
 	lastWord = 3 * time.Second

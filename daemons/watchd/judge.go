@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"rempart/internal/journal"
 	"rempart/internal/link"
@@ -134,7 +135,8 @@ func (w *watcher) devices() ([]watch.Device, error) {
 	return there, nil
 }
 
-// gates compares every gate. A closed phone must deny all, whatever egressd says, so it is not asked.
+// gates compares every gate. A closed phone must deny all, whatever egressd says, so it is not asked. Nor is it while what is in
+// force is what it last said: that is a row of the signed table, or deny-all.
 func (w *watcher) gates(ctx context.Context, devices []watch.Device) (difference, noAnswer error) {
 	if w.orders.Severing {
 		return nil, nil
@@ -142,27 +144,37 @@ func (w *watcher) gates(ctx context.Context, devices []watch.Device) (difference
 	if w.orders.Closed || w.orders.Severed {
 		return w.read(devices, egress.DenyAll()), nil
 	}
+	if time.Now().Before(w.askNext) && w.admitted(devices, w.answer) == nil {
+		return nil, nil
+	}
 	// Counts of changes are of one egressd: only the first question may be to another one than the last.
 	first := true
-	status := func() (egress.Status, error) {
+	status := func() (s egress.Status, err error) {
 		dial := first
 		first = false
-		return w.status(ctx, dial)
+		w.askNext = time.Time{}
+		if s, err = w.status(ctx, dial); err == nil {
+			w.answer, w.askNext = s, time.Now().Add(w.every)
+		}
+		return s, err
 	}
-	difference, noAnswer = ask.Agreed(status, func(s egress.Status) error {
-		if s.Admitted == "" {
-			return w.read(devices, egress.DenyAll())
-		}
-		row := w.orders.Table.For(s.Admitted)
-		if len(row.Classes) == 0 {
-			return fmt.Errorf("egressd admits %q, which the signed policy does not", s.Admitted)
-		}
-		return w.read(devices, row)
-	})
+	difference, noAnswer = ask.Agreed(status, func(s egress.Status) error { return w.admitted(devices, s) })
 	if noAnswer != nil {
 		difference = w.allowed(devices)
 	}
 	return difference, noAnswer
+}
+
+// admitted compares the gate of each device with what egressd says it admits.
+func (w *watcher) admitted(devices []watch.Device, s egress.Status) error {
+	if s.Admitted == "" {
+		return w.read(devices, egress.DenyAll())
+	}
+	row := w.orders.Table.For(s.Admitted)
+	if len(row.Classes) == 0 {
+		return fmt.Errorf("egressd admits %q, which the signed policy does not", s.Admitted)
+	}
+	return w.read(devices, row)
 }
 
 // allowed wants deny-all or one row of the table on each device.

@@ -28,6 +28,11 @@ const (
 	askTimeout = time.Second
 )
 
+// askEvery is how often egressd is asked when nothing else asks for that: a question wakes it, and it may be woken twice a
+// minute. What hangs that long changes nothing: what it left in force is held against the signed table at each look, and whoever
+// needs it, as init and tunneld, asks it and waits no longer than that takes.
+const askEvery = time.Minute
+
 // watcher is one loop over poll: nothing in it runs at the same time as anything else.
 type watcher struct {
 	supervisor int // init's end is a SOCK_SEQPACKET
@@ -37,7 +42,10 @@ type watcher struct {
 	notices    []int
 	spaces     []space // beside black, where it lives
 
-	ask      *ask.Client // nil: dial
+	ask      *ask.Client   // nil: dial
+	answer   egress.Status // egressd's last
+	askNext  time.Time     // when it is no longer taken for what egressd would say
+	every    time.Duration // askEvery
 	orders   watch.Orders
 	ordered  bool // orders have come
 	fresh    bool // orders that no look was under yet
@@ -71,7 +79,7 @@ func newWatcher(ctx context.Context, supervisor int, egressd string, j *journal.
 		// It cannot fail but by overflow, and is done once.
 		_, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	})
-	return &watcher{supervisor: supervisor, stop: stop, egressd: egressd, journal: j, patience: takenDown}, nil
+	return &watcher{supervisor: supervisor, stop: stop, egressd: egressd, journal: j, patience: takenDown, every: askEvery}, nil
 }
 
 // listen opens the notices of the calling thread's namespace.

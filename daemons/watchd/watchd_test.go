@@ -43,12 +43,16 @@ type scene struct {
 
 	mu      sync.Mutex
 	answers *egress.Status // nil: egressd does not answer
+	asked   int
 }
 
 // patience is the scene's watcher's with strangers.
 const patience = time.Second
 
-func newScene(t *testing.T) *scene {
+func newScene(t *testing.T) *scene { return newSceneAsking(t, askEvery) }
+
+// newSceneAsking has a watcher that asks egressd that often without a cause.
+func newSceneAsking(t *testing.T, every time.Duration) *scene {
 	t.Helper()
 	proof.NeedRoot(t)
 	t.Parallel() // each has a world of its own, and waits more than it computes
@@ -78,6 +82,7 @@ func newScene(t *testing.T) *scene {
 		t.Fatal(err)
 	}
 	w.patience = patience
+	w.every = every
 	for name, place := range map[string]backstop.Place{"red": backstop.Red, "void": backstop.Other} {
 		ns, err := link.Create("")
 		if err != nil {
@@ -154,6 +159,7 @@ func (s *scene) egressd() string {
 					}
 					s.mu.Lock()
 					a := s.answers
+					s.asked++
 					s.mu.Unlock()
 					if a == nil {
 						continue
@@ -173,6 +179,13 @@ func (s *scene) answer(a *egress.Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answers = a
+}
+
+// questions are how many egressd was asked so far.
+func (s *scene) questions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
 }
 
 // order gives orders, of the next generation.
@@ -327,11 +340,13 @@ func TestLegalChangesAreNoDifference(t *testing.T) {
 	s.in(func() error { return s.gate.Swap(gatewayPolicy("gateway")) })
 	s.order(open)
 	s.hears(watch.Good)
-	// An egressd that hangs is no difference while what it left is a row of the table. Init hears of it.
+	// An egressd that hangs in a change is no difference while what it left is a row of the table. Init hears of it.
 	s.answer(nil)
+	s.in(func() error { return s.gate.Swap(egress.DenyAll()) })
 	s.order(open)
 	s.hears(watch.NoAnswer)
 	s.wants(true, "egressd hangs")
+	s.in(func() error { return s.gate.Swap(gatewayPolicy("gateway")) })
 	s.answer(&egress.Status{Admitted: "gateway", Digest: gatewayPolicy("gateway").Digest(), Changes: 1})
 	s.hears(watch.Good) // soon, with no more orders
 	// The phone closes: first the gate, then the orders.

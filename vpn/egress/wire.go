@@ -22,6 +22,8 @@ import (
 //	         the samples (72 each)
 //
 // A name or text is a length byte and that many bytes.
+//
+// What tunneld has had admitted is in force as long as its connection lasts: egressd ends that when another takes it away.
 const (
 	// MaxRequest is the longest request in bytes.
 	MaxRequest = 1 + max(MaxMarshal, MaxLevelMarshal)

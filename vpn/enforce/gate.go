@@ -34,11 +34,13 @@ type Gate struct {
 	pinDir  string
 	hook    egress.Hook
 
-	mu     sync.Mutex
+	change sync.Mutex       // held while programs are loaded; before mu
+	mu     sync.Mutex       // held while they are exchanged: who asks what is in force does not wait for the verifier
 	memory                  // nil maps: closed
 	links  [2]link.Link     // by direction; nil on clsact
 	policy egress.Policy    // in force
 	facts  egress.LinkFacts // of the device's link, in force
+	count  uint64           // of exchanges, tried or done
 }
 
 // Attach puts the gate on the device, deny-all, in both directions, in front of a
@@ -184,38 +186,143 @@ func (g *Gate) Policy() egress.Policy {
 	return g.policy
 }
 
-// Swap puts policy p in force. If it fails part of the way, the gate denies all,
-// and the error says so if not even that could be done. An error that wraps
-// [ErrDetached] means that a direction has no gate any more and the floor drops.
-func (g *Gate) Swap(p egress.Policy) error {
+// Change is a policy that is loaded for a gate and not in force yet.
+type Change struct {
+	gate     *Gate
+	policy   egress.Policy
+	facts    egress.LinkFacts
+	steps    []step
+	in, deny *instance
+	after    uint64 // the gate's count of exchanges that it was loaded for
+}
+
+var errChanged = errors.New("it was changed meanwhile")
+
+// Prepare loads policy p, which takes the kernel's verifier a while, and puts nothing in force: [Change.Commit] does.
+func (g *Gate) Prepare(p egress.Policy) (*Change, error) {
+	g.change.Lock()
+	defer g.change.Unlock()
+	return g.prepare(p)
+}
+
+func (g *Gate) prepare(p egress.Policy) (*Change, error) {
+	g.mu.Lock()
+	c := &Change{gate: g, policy: p, facts: g.facts, steps: order(g.policy, p), after: g.count}
+	g.mu.Unlock()
+	if err := c.load(); err != nil {
+		return nil, g.cannot("change the gate", err)
+	}
+	return c, nil
+}
+
+// load needs change or mu of the gate, so that nobody closes its maps meanwhile.
+func (c *Change) load() (err error) {
+	if c.gate.counters == nil {
+		return errors.New("the gate is closed")
+	}
+	if c.in, err = loadInstance(c.policy, c.facts, c.gate.memory); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(c.steps, func(s step) bool { return s.deny }) {
+		if c.deny, err = loadInstance(egress.DenyAll(), c.facts, c.gate.memory); err != nil {
+			return errors.Join(err, c.Close())
+		}
+	}
+	return nil
+}
+
+// Commit puts the policy in force, in some atomic steps of the kernel. If it fails part of the way, the gate denies all, and
+// the error says so if not even that could be done. An error that wraps [ErrDetached] means that a direction has no gate any
+// more and the floor drops. A change that was prepared before another one was committed is not taken.
+func (c *Change) Commit() error {
+	g := c.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	err := g.swap(p, order(g.policy, p))
+	err := errChanged
+	if c.after == g.count {
+		err = c.exchange()
+	}
 	if err == nil {
-		g.policy = p
+		g.policy = c.policy
 		return nil
 	}
-	g.policy = egress.DenyAll()
-	return errors.Join(fmt.Errorf("cannot change the gate of device %d: %w", g.ifindex, err), g.denyEach())
+	return errors.Join(g.cannot("change the gate", err), g.denyEach())
+}
+
+// exchange needs mu of the gate.
+func (c *Change) exchange() error {
+	g := c.gate
+	g.count++
+	if g.counters == nil {
+		return errors.New("the gate is closed")
+	}
+	for _, s := range c.steps {
+		in := c.in
+		if s.deny {
+			in = c.deny
+		}
+		if err := g.set(s.direction, in.programs[s.direction]); err != nil {
+			return fmt.Errorf("%v: %w", s.direction, err)
+		}
+	}
+	return nil
+}
+
+// Close lets go of what was loaded. What is in force the device holds.
+func (c *Change) Close() error {
+	var errs []error
+	for _, in := range []*instance{c.in, c.deny} {
+		if in != nil {
+			errs = append(errs, in.close())
+		}
+	}
+	c.in, c.deny = nil, nil
+	return errors.Join(errs...)
+}
+
+func (g *Gate) cannot(what string, err error) error {
+	return fmt.Errorf("cannot %s of device %d: %w", what, g.ifindex, err)
+}
+
+// Swap prepares policy p and commits it. If it fails at all, the gate denies all, as in [Change.Commit].
+func (g *Gate) Swap(p egress.Policy) error {
+	g.change.Lock()
+	defer g.change.Unlock()
+	c, err := g.prepare(p)
+	if err != nil {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return errors.Join(err, g.denyEach())
+	}
+	return errors.Join(c.Commit(), c.Close())
 }
 
 // SetLink puts new link facts in force, under the policy that is in force. If that fails part of the way, the gate denies
 // all and the facts are none.
 func (g *Gate) SetLink(f egress.LinkFacts) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	old := g.facts
-	g.facts = f
-	err := g.swap(g.policy, []step{{egress.Egress, false}, {egress.Ingress, false}})
-	if err == nil {
-		return nil
-	}
-	if f.Check() != nil {
-		g.facts = old // nothing was loaded
+	if err := f.Check(); err != nil {
 		return err
 	}
-	g.policy, g.facts = egress.DenyAll(), egress.LinkFacts{}
-	return errors.Join(fmt.Errorf("cannot change the link facts of device %d: %w", g.ifindex, err), g.denyEach())
+	g.change.Lock()
+	defer g.change.Unlock()
+	g.mu.Lock()
+	c := &Change{gate: g, policy: g.policy, facts: f, steps: []step{{egress.Egress, false}, {egress.Ingress, false}}, after: g.count}
+	g.mu.Unlock()
+	err := c.load()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err == nil && c.after != g.count {
+		err = errors.Join(errChanged, c.Close())
+	}
+	if err == nil {
+		err = errors.Join(c.exchange(), c.Close())
+	}
+	if err == nil {
+		g.facts = f
+		return nil
+	}
+	g.facts = egress.LinkFacts{}
+	return errors.Join(g.cannot("change the link facts", err), g.denyEach())
 }
 
 // Link returns the link facts in force.
@@ -225,40 +332,17 @@ func (g *Gate) Link() egress.LinkFacts {
 	return g.facts
 }
 
-// denyEach denies all in each direction that still has a gate.
+// denyEach denies all in each direction that still has a gate. It loads under mu: who asks waits for a gate that failed.
 func (g *Gate) denyEach() error {
+	g.policy = egress.DenyAll()
 	for d := egress.Egress; d <= egress.Ingress; d++ {
-		err := g.swap(egress.DenyAll(), []step{{d, true}})
+		c := &Change{gate: g, policy: g.policy, facts: g.facts, steps: []step{{d, false}}}
+		err := c.load()
+		if err == nil {
+			err = errors.Join(c.exchange(), c.Close())
+		}
 		if err != nil && !errors.Is(err, ErrDetached) {
-			return fmt.Errorf("cannot even deny all on device %d: %w", g.ifindex, err)
-		}
-	}
-	return nil
-}
-
-func (g *Gate) swap(p egress.Policy, steps []step) error {
-	if g.counters == nil {
-		return errors.New("the gate is closed")
-	}
-	in, err := loadInstance(p, g.facts, g.memory)
-	if err != nil {
-		return err
-	}
-	defer in.close()
-	deny := in
-	if slices.ContainsFunc(steps, func(s step) bool { return s.deny }) {
-		if deny, err = loadInstance(egress.DenyAll(), g.facts, g.memory); err != nil {
-			return err
-		}
-		defer deny.close()
-	}
-	for _, s := range steps {
-		program := in.programs[s.direction]
-		if s.deny {
-			program = deny.programs[s.direction]
-		}
-		if err := g.set(s.direction, program); err != nil {
-			return fmt.Errorf("%v: %w", s.direction, err)
+			return g.cannot("even deny all", err)
 		}
 	}
 	return nil
@@ -293,14 +377,13 @@ func (g *Gate) Counters() (egress.Counters, error) {
 // Close denies all and lets go of the descriptors. The gate stays on the device,
 // held by its pins; [Sever] takes it off.
 func (g *Gate) Close() error {
-	err := g.Swap(egress.DenyAll())
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return errors.Join(err, g.release())
+	return errors.Join(g.Swap(egress.DenyAll()), g.Release())
 }
 
 // Release lets go of the descriptors and leaves the policy in force as it is.
 func (g *Gate) Release() error {
+	g.change.Lock()
+	defer g.change.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.release()

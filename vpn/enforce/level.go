@@ -39,7 +39,8 @@ type Levels struct {
 	depth  uint32
 	record *Record
 
-	mu     sync.Mutex
+	change sync.Mutex // held while programs are loaded; before mu
+	mu     sync.Mutex // held while they are exchanged: who asks what is in force does not wait for the verifier
 	counts *ebpf.Map
 	links  []link.Link // in the order of levelHooks; nil where there is none
 	table  egress.LevelTable
@@ -225,16 +226,14 @@ func (l *Levels) Table() egress.LevelTable {
 // table is empty, and the error says so if not even that could be done. An error that
 // wraps [ErrDetached] means that a hook is not there any more.
 func (l *Levels) Swap(t egress.LevelTable) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.change.Lock()
+	defer l.change.Unlock()
 	err := l.swap(t)
 	if err == nil {
-		l.table = t
 		return nil
 	}
-	l.table = egress.LevelTable{}
 	err = fmt.Errorf("cannot change the level table: %w", err)
-	if empty := l.swap(l.table); empty != nil {
+	if empty := l.swap(egress.LevelTable{}); empty != nil {
 		return errors.Join(err, fmt.Errorf("cannot even empty it: %w", empty))
 	}
 	return err
@@ -253,6 +252,9 @@ func (l *Levels) swap(t egress.LevelTable) error {
 		return err
 	}
 	defer c.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.table = egress.LevelTable{}
 	// All that are there, whatever fails: a table is emptied as far as it can be.
 	var errs []error
 	for i, h := range levelHooks {
@@ -266,6 +268,9 @@ func (l *Levels) swap(t egress.LevelTable) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", h.name, err))
 		}
+	}
+	if len(errs) == 0 {
+		l.table = t
 	}
 	return errors.Join(errs...)
 }
@@ -294,14 +299,13 @@ func (l *Levels) Counters() (c egress.LevelCounters, err error) {
 // Close empties the table and lets go of the descriptors. The hooks stay, held by their
 // pins, and refuse everything.
 func (l *Levels) Close() error {
-	err := l.Swap(egress.LevelTable{})
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return errors.Join(err, l.release())
+	return errors.Join(l.Swap(egress.LevelTable{}), l.Release())
 }
 
 // Release lets go of the descriptors and leaves the table in force as it is.
 func (l *Levels) Release() error {
+	l.change.Lock()
+	defer l.change.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.release()

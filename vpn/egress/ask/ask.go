@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rempart/internal/frame"
 	"rempart/vpn/egress"
 )
@@ -49,6 +51,36 @@ func (c *Client) Close() error {
 		return err
 	}
 	return nil // a question that failed has closed it
+}
+
+// Ended tells whether egressd has ended the connection, as by its own end, or said what it was not asked. Nil: it has not. It
+// asks the kernel, not egressd, which is not woken.
+func (c *Client) Ended() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bad != nil {
+		return c.bad
+	}
+	raw, err := c.c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	n := 0
+	var rerr error
+	err = raw.Control(func(fd uintptr) {
+		n, _, rerr = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	})
+	switch {
+	case err != nil:
+		return err
+	case errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR):
+		return nil
+	case rerr != nil:
+		return fmt.Errorf("the connection to egressd is of no use: %w", rerr)
+	case n == 0:
+		return errors.New("egressd has ended the connection")
+	}
+	return errors.New("egressd says what it was not asked")
 }
 
 // Table tells egressd the classes of every gateway (init). What is admitted stays

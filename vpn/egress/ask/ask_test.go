@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -142,4 +143,69 @@ func TestSilenceAndRubbishEnd(t *testing.T) {
 	if _, err := Dial(filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("dialled nothing")
 	}
+}
+
+// An end is seen without a question, after any time and not before.
+func TestEndedAsksNobody(t *testing.T) {
+	asked := 0
+	c := daemon(t, func(r egress.Request) []byte {
+		if asked++; r.Op == egress.OpClose {
+			return reply(t, egress.Status{})[:3] // and whatever follows is nobody's
+		}
+		return reply(t, egress.Status{})
+	})
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// The deadline of the last question is not one of looking.
+	if err := c.c.SetDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Ended(); err != nil || asked != 1 {
+		t.Errorf("a connection that stands: %v, asked %d times", err, asked)
+	}
+	if _, err := c.CloseGate(t.Context()); err == nil {
+		t.Fatal("half an answer was taken")
+	}
+	if c.Ended() == nil {
+		t.Error("a connection of no use stands")
+	}
+	near, far := pair(t)
+	c = &Client{c: near}
+	if _, err := far.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Ended(); err == nil || !strings.Contains(err.Error(), "not asked") {
+		t.Errorf("an answer to nothing: %v", err)
+	}
+	near, far = pair(t)
+	c = &Client{c: near}
+	if err := far.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Ended(); err == nil || !strings.Contains(err.Error(), "ended the connection") {
+		t.Errorf("an end: %v", err)
+	}
+}
+
+// pair is the two ends of a connection.
+func pair(t *testing.T) (near, far net.Conn) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if near, err = net.Dial("unix", path); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		near.Close()
+		far.Close()
+	})
+	return near, far
 }
