@@ -36,9 +36,9 @@ type idleSample struct {
 	Sent     int     `json:"sent"`
 }
 
-// idle watches egressd of a phone that is up while nobody asks it anything: who would is frozen.
+// idle watches egressd of a phone that is up and left alone: every daemon of it runs, and asks egressd what it asks.
 func idle(ctx context.Context, o options, r *result) error {
-	r.Settings["egressd"] = "handset a, tunnel up; init and every other daemon frozen, so that nobody asks; wakeups are voluntary_ctxt_switches of all threads"
+	r.Settings["egressd"] = "handset a, tunnel up, every daemon running, no rempart command; wakeups are voluntary_ctxt_switches of all threads"
 	return inWorld(ctx, o, r, false, func(w *netns.World, _ *air) error {
 		m, err := w.Machine(ctx, "a")
 		if err != nil {
@@ -48,13 +48,9 @@ func idle(ctx context.Context, o options, r *result) error {
 		if err != nil {
 			return err
 		}
-		thaw, err := freezeOthers(m)
-		if err != nil {
-			return errors.Join(err, thaw())
-		}
 		samples, err := watchIdle(ctx, o, m)
 		r.Raw = samples
-		if err := errors.Join(err, thaw()); err != nil {
+		if err != nil {
 			return err
 		}
 		after, err := bringup.StatusOf(ctx, w, "a")
@@ -64,7 +60,7 @@ func idle(ctx context.Context, o options, r *result) error {
 		samples[1].Dropped = dropped(after) - dropped(before)
 		r.Raw = samples
 		still, sending := samples[0], samples[1]
-		r.add("wakeups of egressd, nobody asks", "1/min", []float64{float64(still.Wakeups) / still.Seconds * 60}, bound{Of: largest, Limit: 2})
+		r.add("wakeups of egressd, all else runs", "1/min", []float64{float64(still.Wakeups) / still.Seconds * 60}, bound{Of: largest, Limit: 2})
 		r.add(fmt.Sprintf("wakeups while %d packets are dropped", sending.Sent), "1/10 s", []float64{float64(sending.Wakeups)}, bound{Of: largest, Limit: 2})
 		r.add("packets tried meanwhile", "packets", []float64{float64(sending.Sent)}, bound{Of: largest, AtLeast: true, Limit: idleSends})
 		r.add("memory of egressd (RSS)", "MB", []float64{float64(max(still.MemoryKB, sending.MemoryKB)) / 1024}, bound{Of: largest, Limit: 8})
@@ -85,32 +81,6 @@ func dropped(s bringup.PhoneStatus) (n uint64) {
 		}
 	}
 	return n
-}
-
-// freezeOthers stops all of the handset but egressd; thaw lets it go on.
-func freezeOthers(m netns.Machine) (thaw func() error, err error) {
-	var frozen []string
-	thaw = func() (err error) {
-		for _, path := range frozen {
-			err = errors.Join(err, os.WriteFile(path, []byte("0"), 0))
-		}
-		return err
-	}
-	groups, err := os.ReadDir(m.Paths.Cgroup)
-	if err != nil {
-		return thaw, fmt.Errorf("cannot list the control groups of %s: %w", m.Name, err)
-	}
-	for _, g := range groups {
-		if !g.IsDir() || g.Name() == "egressd" {
-			continue
-		}
-		path := filepath.Join(m.Paths.Cgroup, g.Name(), "cgroup.freeze")
-		if err := os.WriteFile(path, []byte("1"), 0); err != nil {
-			return thaw, fmt.Errorf("cannot freeze %s of %s: %w", g.Name(), m.Name, err)
-		}
-		frozen = append(frozen, path)
-	}
-	return thaw, nil
 }
 
 func watchIdle(ctx context.Context, o options, m netns.Machine) ([]idleSample, error) {
@@ -143,7 +113,7 @@ func watchIdle(ctx context.Context, o options, m netns.Machine) ([]idleSample, e
 	if err := wait(idleQuiet); err != nil {
 		return nil, err
 	}
-	still, err := watch("nobody asks", func() (int, error) { return 0, wait(o.idle) })
+	still, err := watch("left alone", func() (int, error) { return 0, wait(o.idle) })
 	if err != nil {
 		return nil, err
 	}

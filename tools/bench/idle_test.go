@@ -3,12 +3,10 @@ package main
 import (
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
 
-	"rempart/board/netns"
 	"rempart/tools/lab/bringup"
 )
 
@@ -49,43 +47,5 @@ func TestDroppedLeavesTheAdmittedOut(t *testing.T) {
 	}
 	if n := dropped(s); n != 9 {
 		t.Errorf("dropped %d, want 9", n)
-	}
-}
-
-// All but egressd are stopped, and go on afterwards, also when one of them cannot be.
-func TestFreezeOthers(t *testing.T) {
-	dir := t.TempDir()
-	m := netns.Machine{Name: "a", Paths: netns.Paths{Cgroup: dir}}
-	for _, g := range []string{"egressd", "init", "tunneld"} {
-		if err := os.Mkdir(filepath.Join(dir, g), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	frozen := func(g string) string {
-		b, _ := os.ReadFile(filepath.Join(dir, g, "cgroup.freeze"))
-		return string(b)
-	}
-	thaw, err := freezeOthers(m)
-	if err != nil || frozen("init") != "1" || frozen("tunneld") != "1" || frozen("egressd") != "" {
-		t.Errorf("frozen: init %q, tunneld %q, egressd %q, %v", frozen("init"), frozen("tunneld"), frozen("egressd"), err)
-	}
-	if err := thaw(); err != nil || frozen("init") != "0" || frozen("tunneld") != "0" {
-		t.Errorf("thawed: init %q, tunneld %q, %v", frozen("init"), frozen("tunneld"), err)
-	}
-	if err := os.Mkdir(filepath.Join(dir, "tunneld", "cgroup.freeze.d"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(filepath.Join(dir, "tunneld", "cgroup.freeze")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(filepath.Join(dir, "tunneld", "cgroup.freeze.d"), filepath.Join(dir, "tunneld", "cgroup.freeze")); err != nil {
-		t.Fatal(err)
-	}
-	thaw, err = freezeOthers(m)
-	if err == nil {
-		t.Error("one that cannot be frozen was")
-	}
-	if err := thaw(); err != nil || frozen("init") != "0" {
-		t.Errorf("thawed after a failure: init %q, %v", frozen("init"), err)
 	}
 }
