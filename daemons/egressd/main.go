@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,8 @@ func awaitTrust() error {
 }
 
 func main() {
+	// A question wakes one thread, not several that look for work. Who loads programs is in the kernel meanwhile.
+	runtime.GOMAXPROCS(1)
 	run.Main("egressd", func(ctx context.Context, j *journal.Journal) error {
 		profile := sandbox.Profile{Name: "egressd", Capabilities: []int{unix.CAP_NET_ADMIN, unix.CAP_BPF}, Netlink: true, BPF: true, NoIP: true}
 		if err := sandbox.Enter(profile); err != nil {

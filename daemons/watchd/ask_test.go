@@ -61,7 +61,7 @@ func TestEgressdIsAskedWhetherItLives(t *testing.T) {
 	s.wants(true, "egressd hangs")
 	s.answer(&egress.Status{Digest: egress.DenyAll().Digest()})
 	s.hears(watch.Good)
-	if askEvery < time.Minute || askEvery%lookEvery != 0 {
+	if askEvery < 15*time.Minute {
 		t.Errorf("egressd is woken every %s", askEvery)
 	}
 }

@@ -5,7 +5,7 @@
 // frames over a socket pair (vpn/watch); which gateway is admitted egressd tells, and it must be a row of the signed policy's
 // table. What is in force it asks the kernel for, by ids, on each of the kernel's notices (devices, traffic control, nftables,
 // IPsec policy) and every 5 seconds. Egressd, which shall sleep, is asked when what is in force is not what it last said, and
-// once a minute whether it lives. Beside what should be there it looks for what should
+// every quarter of an hour whether it lives. Beside what should be there it looks for what should
 // not: a device in red that is not the tunnel's, one that is up where nobody ordered it, a program that replaces a function of ours.
 //
 // It lives in black as uid 906 with three capabilities:

@@ -28,10 +28,10 @@ const (
 	askTimeout = time.Second
 )
 
-// askEvery is how often egressd is asked when nothing else asks for that: a question wakes it, and it may be woken twice a
-// minute. What hangs that long changes nothing: what it left in force is held against the signed table at each look, and whoever
-// needs it, as init and tunneld, asks it and waits no longer than that takes.
-const askEvery = time.Minute
+// askEvery is how often egressd is asked when nothing else asks for that. The bound is that of its wakeups, two a minute: one
+// question is 5 to 30 wakeups of its threads (make bench). What hangs that long changes nothing: what it left in force is held
+// against the signed table at each look, and whoever needs it, as init and tunneld, asks it and waits no longer than that takes.
+const askEvery = 15 * time.Minute
 
 // watcher is one loop over poll: nothing in it runs at the same time as anything else.
 type watcher struct {

@@ -8,8 +8,8 @@
 //	device  floor and gate on 20 new devices, and every layer on 20 more as init plugs
 //	      a modem in, each read back
 //	gate  the gate's decision on a frame, above an empty program
-//	idle  egressd of a phone that is up while nobody asks it anything, and while
-//	      packets are dropped: wakeups and memory
+//	idle  egressd of a phone that is up and left alone, every daemon running, and
+//	      while packets are dropped: wakeups and memory
 //	send  one sendto of 64 bytes, refused and admitted, behind our layers and behind
 //	      what a user would write in nft instead, 25 interleaved rounds
 //	tcp   TCP through the tunnel against plain wireguard-go on the same links,

@@ -48,7 +48,7 @@ func benchmarks() []benchmark {
 		{"call", "dial to first decoded audio, latency, exactness", call},
 		{"device", "the layers of a new device", newDevices},
 		{"gate", "the gate's decision on a frame", gate},
-		{"idle", "egressd while nobody asks it anything", idle},
+		{"idle", "egressd of a phone that is left alone", idle},
 		{"send", "single sends behind the layers, against nft", sends},
 		{"tcp", "TCP through the tunnel against plain wireguard-go", tcp},
 	}
