@@ -15,12 +15,14 @@ import (
 	"rempart/vpn/enforce"
 )
 
-// Uids and cgroups of those who may ask for more than the status.
+// Uids and cgroups of those who may ask for more than the status, and of watchd, which asks seldom.
 const (
 	uidInit       = 0
 	cgroupInit    = "/init"
 	uidTunneld    = 903
 	cgroupTunneld = "/tunneld"
+	uidWatchd     = 906
+	cgroupWatchd  = "/watchd"
 )
 
 // allowed tells whether peer may ask for op.

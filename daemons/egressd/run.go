@@ -21,7 +21,7 @@ const (
 	maxConnections = 64
 	maxPerPeer     = 4                // connections of one uid in one cgroup
 	messageTime    = 2 * time.Second  // for one message, once its first byte is there
-	idleTime       = 10 * time.Second // between requests, for all but init and tunneld
+	idleTime       = 10 * time.Second // between requests, for all but init, tunneld and watchd
 )
 
 // serve answers on ln until ctx ends, then leaves deny-all. It returns
@@ -114,7 +114,7 @@ func (s *server) closeAll() {
 // an idle one and our own stop are nil.
 func (s *server) converse(c *net.UnixConn, peer sock.Peer) error {
 	r := bufio.NewReader(c)
-	patient := peer.Is(uidInit, cgroupInit) || peer.Is(uidTunneld, cgroupTunneld)
+	patient := peer.Is(uidInit, cgroupInit) || peer.Is(uidTunneld, cgroupTunneld) || peer.Is(uidWatchd, cgroupWatchd)
 	for {
 		var idle time.Time
 		if !patient {

@@ -18,8 +18,8 @@ import (
 
 // How long egressd is watched, and how many packets are dropped meanwhile in the second watch.
 const (
-	idleQuiet = 5 * time.Second // after the last question
-	idleWatch = 3 * time.Minute // longer than the two minutes after which a Go program collects garbage anyway
+	idleQuiet = 15 * time.Second // after the last question: egressd ends a connection that is silent for 10 s
+	idleWatch = 3 * time.Minute  // longer than the two minutes after which a Go program collects garbage anyway
 	idleSends = 10000
 	idleDrop  = 10 * time.Second
 	idleAsked = 2 * time.Second

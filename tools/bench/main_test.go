@@ -67,7 +67,7 @@ func daemons(t *testing.T) string {
 	}
 	proof.Need(t, "go")
 	dir := t.TempDir()
-	for _, name := range []string{"init", "egressd", "watchd", "keyd", "tunneld", "voiced", "gatewayd", "rempart"} {
+	for _, name := range []string{"init", "egressd", "watchd", "keyd", "linkd", "tunneld", "voiced", "gatewayd", "rempart"} {
 		build(t, filepath.Join(dir, name), "../../daemons/"+name)
 	}
 	build(t, filepath.Join(dir, "rempart-policy"), "../policy")
