@@ -24,8 +24,9 @@
 // ratio of medians; the best block is the column MIN. All places stand at once and differ
 // in their layers alone: a veth, whose other end drops at once, and a control group that
 // the sender is in. The gate and the hooks are loaded with egressd's capabilities. Bounded
-// are sends of a connected socket, which is what tunneld has. It must run while no other
-// handset does on the machine: the guard's system-call form is paid by all.
+// is the way that tunneld sends: a connected socket over IPv4, not over IPv6. It must run
+// while no handset does on the machine: the guard's system-call form is paid by all
+// processes, and the figure of a system call that does nothing tells.
 //
 // Each run writes out/bench/NAME.json with every raw sample and the machine's
 // facts, and prints a table; the exit code tells whether all bounds held.

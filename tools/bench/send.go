@@ -61,18 +61,18 @@ const (
 // armName names an arm in figures and samples.
 func armName(place, way, family string) string { return place + ", " + way + ", " + family }
 
-// sendPairs are the bounds of the issue. tunneld's socket is a connected one; what a send takes that
-// names its target each time is told beside it.
+// sendPairs are the bounds of the issue, on the way that tunneld sends: its IPv4 socket is connected, its IPv6 socket is not
+// (package vpn/wireguard). The other way is told beside it.
 func sendPairs() (all []sendPair) {
-	for _, f := range []string{"IPv4", "IPv6"} {
+	for _, f := range []struct{ family, way, other string }{{"IPv4", wayConnected, wayUnconnected}, {"IPv6", wayUnconnected, wayConnected}} {
 		add := func(what, ours, theirs, way string, limit float64) {
-			all = append(all, sendPair{what + ", " + f, armName(ours, way, f), armName(theirs, way, f), limit})
+			all = append(all, sendPair{what + ", " + way + ", " + f.family, armName(ours, way, f.family), armName(theirs, way, f.family), limit})
 		}
-		add("blocked: hooks / nft", placeAll, placeDrop, wayBlocked, 0.4)
-		add("allowed: gate and hooks / nft", placeHooks, placeKillSwitch, wayConnected, 1)
-		add("allowed: all layers / nft", placeAll, placeKillSwitch, wayConnected, 1.25)
-		add("the same, unconnected: gate and hooks / nft", placeHooks, placeKillSwitch, wayUnconnected, 0)
-		add("the same, unconnected: all layers / nft", placeAll, placeKillSwitch, wayUnconnected, 0)
+		add("hooks / nft", placeAll, placeDrop, wayBlocked, 0.4)
+		add("gate and hooks / nft", placeHooks, placeKillSwitch, f.way, 1)
+		add("all layers / nft", placeAll, placeKillSwitch, f.way, 1.25)
+		add("gate and hooks / nft", placeHooks, placeKillSwitch, f.other, 0)
+		add("all layers / nft", placeAll, placeKillSwitch, f.other, 0)
 	}
 	return all
 }
