@@ -232,7 +232,8 @@ struct desk {
 	/* Through memory, so that the verifier forgets what they can be: it follows one number
 	 * then, not a path for each, and allows no place in an array where it knows the
 	 * number on one path and not on another. */
-	volatile __u32 reason, walk;
+	volatile __u32 reason, walk, room; /* room: from the IP header to the frame's end */
+	volatile __u16 ethertype;
 	__u8 head[HEAD + 16];
 };
 
@@ -243,6 +244,8 @@ struct {
 	__type(value, struct desk);
 } desks SEC(".maps");
 
+/* What was read of memory is read again, and takes no place on the stack until then. */
+#define FORGET() asm volatile("" : : : "memory")
 #define KEEP(x) asm volatile("" : "+r"(x))
 #define HEAD_AT(type, offset, align) (*(type *)(d->head + ((offset) & (HEAD - (align)))))
 
@@ -304,20 +307,18 @@ INLINE enum reason part(struct packet *p, __u32 offset, __u32 more)
 	return ADMITTED;
 }
 
-NOINLINE int ipv4(struct desk *d, int dir, __u32 room)
+NOINLINE int ipv4(struct desk *d, int dir)
 {
 	struct packet *p = &d->p;
 	const __u8 *h = d->head;
 
-	if (room < IPV4_LEN)
-		return R_SHORT;
 	if (h[0] >> 4 != 4)
 		return R_IP_HEADER;
 	p->shown.family = KIND_V4;
 	p->shown.proto = h[9];
 	__builtin_memcpy(p->shown.src, h + 12, 4);
 	__builtin_memcpy(p->shown.dst, h + 16, 4);
-	__u32 header = (h[0] & 15) * 4, total = BE16(*(__u16 *)(h + 2)), field = BE16(*(__u16 *)(h + 6));
+	__u32 header = (h[0] & 15) * 4, total = BE16(*(__u16 *)(h + 2)), room = d->room;
 
 	if (header < IPV4_LEN || total < header || total > room || (dir == DIR_EGRESS && total != room))
 		return R_IP_HEADER;
@@ -328,12 +329,12 @@ NOINLINE int ipv4(struct desk *d, int dir, __u32 room)
 	p->payload = total - header;
 	p->limit = 65535 - header;
 	p->id = *(__u16 *)(h + 4);
-	if (header > IPV4_LEN) {
-		if (!options(d, IPV4_LEN, header, 4))
-			return R_IP_OPTIONS;
-		if (dir == DIR_EGRESS)
-			p->fault = R_IP_OPTIONS;
-	}
+	if (dir == DIR_EGRESS && header > IPV4_LEN)
+		p->fault = R_IP_OPTIONS;
+	if (header > IPV4_LEN && !options(d, IPV4_LEN, header, 4))
+		return R_IP_OPTIONS;
+	__u32 field = BE16(*(volatile __u16 *)(h + 6)); /* not before: few registers are kept */
+
 	if (field & 0x8000) /* reserved */
 		return R_FRAGMENT;
 	return part(p, (field & 0x1fff) * 8, field & 0x2000);
@@ -341,11 +342,11 @@ NOINLINE int ipv4(struct desk *d, int dir, __u32 room)
 
 /* One header of options and one of a fragment at most, in this order, and no routing
  * header. */
-NOINLINE int ipv6(struct desk *d, int dir, __u32 room)
+NOINLINE int ipv6(struct desk *d, int dir)
 {
 	struct packet *p = &d->p;
 	const __u8 *h = d->head;
-	__u32 next = h[6], off = IPV6_LEN;
+	__u32 next = h[6], off = IPV6_LEN, room = d->room;
 
 	if (room < IPV6_LEN)
 		return R_SHORT;
@@ -439,42 +440,47 @@ NOINLINE int datagram(struct desk *d, int dir)
 	return length > payload || (dir == DIR_EGRESS && length != payload) ? R_L4_LENGTH : ADMITTED;
 }
 
-/* Reads all there is to read; d->p has what was read before a fault. */
+/* Reads all there is to read; d->p has what was read before a fault, d->reason what the
+ * fault is. */
 NOINLINE int parse(struct __sk_buff *skb, int dir, struct desk *d)
 {
-	__u16 *ethertype = (__u16 *)d->head;
-	__u32 at = ETH_LEN;
-
-	if (bpf_skb_load_bytes(skb, 12, ethertype, 2))
-		return R_SHORT;
+	d->reason = R_SHORT;
+	d->walk = ETH_LEN;
+	if (bpf_skb_load_bytes(skb, 12, (void *)&d->ethertype, 2))
+		return 0;
+	d->reason = R_VLAN;
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		if (*ethertype != BE16(0x8100) && *ethertype != BE16(0x88a8))
+		if (d->ethertype != BE16(0x8100) && d->ethertype != BE16(0x88a8))
 			break;
-		if ((i == 1 && skb->vlan_present) || bpf_skb_load_bytes(skb, at + 2, ethertype, 2))
-			return R_VLAN;
-		at += 4;
+		if ((i == 1 && skb->vlan_present) || bpf_skb_load_bytes(skb, d->walk + 2, (void *)&d->ethertype, 2))
+			return 0;
+		d->walk += 4;
 	}
-	d->p.at = at;
-	if (*ethertype == BE16(0x0800) || *ethertype == BE16(0x86dd)) {
-		int v4 = *ethertype == BE16(0x0800);
-		__u32 room = skb->len - at, n = room < HEADERS ? room : HEADERS;
+	d->p.at = d->walk;
+	if (d->ethertype == BE16(0x0800) || d->ethertype == BE16(0x86dd)) {
+		__u32 at = d->p.at, room = skb->len - at, n = room < HEADERS ? room : HEADERS;
 
+		d->room = room;
 		KEEP(n); /* else the compiler drops the bounds that the verifier asks for */
 		if (skb->len < at || n < IPV4_LEN || n > HEADERS || bpf_skb_load_bytes(skb, at, d->head, n))
 			d->reason = R_SHORT;
-		else if (v4)
-			d->reason = ipv4(d, dir, room);
+		else if (d->ethertype == BE16(0x0800))
+			d->reason = ipv4(d, dir);
 		else
-			d->reason = ipv6(d, dir, room);
+			d->reason = ipv6(d, dir);
+	} else if (d->ethertype == BE16(0x0806)) {
+		d->reason = R_ARP;
 	} else {
-		d->reason = *ethertype == BE16(0x0806) ? R_ARP : R_ETHERTYPE;
+		d->reason = R_ETHERTYPE;
 	}
 	if (d->reason == ADMITTED && d->p.part != LATER)
 		d->reason = datagram(d, dir);
 	if (d->p.at != ETH_LEN || skb->vlan_present)
-		return R_VLAN;
-	return d->reason == ADMITTED ? d->p.fault : d->reason;
+		d->reason = R_VLAN;
+	else if (d->reason == ADMITTED)
+		d->reason = d->p.fault;
+	return 0;
 }
 
 /* The stages of full(). Global functions, one for each direction: each is verified
@@ -513,16 +519,17 @@ INLINE enum reason judge(struct __sk_buff *skb, int dir, struct desk *d)
 	enum reason reason;
 	const __u8 *remote = dir == DIR_EGRESS ? p->shown.dst : p->shown.src;
 	__u16 port = dir == DIR_EGRESS ? p->shown.dport : p->shown.sport;
-	__u16 own = dir == DIR_EGRESS ? p->shown.sport : p->shown.dport;
-	__u32 proto = p->shown.proto << 16;
 	__u64 cgroup;
 
 	if (p->part == LATER)
 		return later(skb, dir, d);
-	cgroup = rule(*(__u64 *)remote, *(__u64 *)(remote + 8), port | proto | p->shown.family << 24);
+	cgroup = rule(*(__u64 *)remote, *(__u64 *)(remote + 8), port | p->shown.proto << 16 | p->shown.family << 24);
 	if (!cgroup) {
 		/* A responder's, known by its own port, whoever the remote is. */
-		cgroup = rule(0, 0, own | proto | KIND_ANY << 24);
+		FORGET();
+		__u16 own = dir == DIR_EGRESS ? p->shown.sport : p->shown.dport;
+
+		cgroup = rule(0, 0, own | p->shown.proto << 16 | KIND_ANY << 24);
 		if (!cgroup)
 			return R_CLASS;
 		if (p->shown.family == KIND_V4 ? !host4(*(__u64 *)remote) : !host6(*(__u64 *)remote))
@@ -531,6 +538,7 @@ INLINE enum reason judge(struct __sk_buff *skb, int dir, struct desk *d)
 	reason = sender(skb, dir, cgroup);
 	if (reason != ADMITTED || p->part == WHOLE)
 		return reason;
+	FORGET();
 	fragment_name(&d->key, dir, p);
 	d->fragment.expires = bpf_ktime_get_coarse_ns() + policy.fragment_life;
 	d->fragment.cgroup = cgroup;
@@ -599,7 +607,7 @@ INLINE void record(struct __sk_buff *skb, int dir, struct packet *p, int reason)
 		if (!d)                                                                             \
 			return VERDICT_DROP;                                                        \
 		__builtin_memset(&d->p, 0, sizeof(d->p));                                           \
-		d->reason = parse(skb, dir, d);                                                     \
+		parse(skb, dir, d);                                                                 \
 		if (d->reason == ADMITTED)                                                          \
 			d->reason = judge_##direction(skb, d);                                      \
 		__u32 reason = d->reason;                                                           \
