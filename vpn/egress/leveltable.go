@@ -87,6 +87,7 @@ func (t LevelTable) Check() error {
 	if len(prefixes) > MaxLevelPrefixes {
 		errs = append(errs, fmt.Errorf("level table has %d prefixes, the limit is %d", len(prefixes), MaxLevelPrefixes))
 	}
+	errs = append(errs, t.apart(prefixes))
 	cgroups := map[uint64]string{}
 	names = map[string]bool{}
 	for _, r := range t.Rows {
@@ -97,6 +98,21 @@ func (t LevelTable) Check() error {
 			errs = append(errs, fmt.Errorf("rows %q and %q are the same to the hooks", other, r.Name))
 		}
 		cgroups[r.Cgroup], names[r.Name] = r.Name, true
+	}
+	return errors.Join(errs...)
+}
+
+// apart refuses an IPv6 prefix that holds the IPv4-mapped addresses (RFC 4291 §2.5.5.2), as which the hooks' map keeps IPv4:
+// there every IPv4 address would be in it. Where the namespace also has all of IPv4 in a network, that longer prefix decides.
+func (t LevelTable) apart(prefixes map[levelKey]string) error {
+	var errs []error
+	for _, n := range t.Networks {
+		for _, p := range n.Prefixes {
+			_, whole := prefixes[makeLevelKey(n.Netns, netip.PrefixFrom(netip.IPv4Unspecified(), 0))]
+			if p.Addr().Is6() && p.Contains(netip.MustParseAddr("::ffff:0.0.0.0")) && !whole {
+				errs = append(errs, fmt.Errorf("network %q: %v holds the IPv4-mapped addresses, and no network of its namespace is 0.0.0.0/0", n.Name, p))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -48,6 +48,15 @@ func TestLevelTableIsItsBytes(t *testing.T) {
 	}
 }
 
+// Behind all of IPv4 in the same namespace, all of IPv6 takes nothing from it.
+func TestLevelTableTakesBothWholes(t *testing.T) {
+	table := levelSample()
+	table.Networks[2].Prefixes = append(table.Networks[2].Prefixes, netip.MustParsePrefix("::/0"))
+	if _, err := table.Marshal(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLevelTableRefuses: one fault each.
 func TestLevelTableRefuses(t *testing.T) {
 	for name, spoil := range map[string]func(*LevelTable){
@@ -58,6 +67,7 @@ func TestLevelTableRefuses(t *testing.T) {
 		"a network without addresses":   func(t *LevelTable) { t.Networks[0].Prefixes = nil },
 		"an unmasked prefix":            func(t *LevelTable) { t.Networks[0].Prefixes[0] = netip.MustParsePrefix("10.77.0.1/16") },
 		"IPv4 as IPv6":                  func(t *LevelTable) { t.Networks[0].Prefixes[0] = netip.MustParsePrefix("::ffff:10.77.0.0/112") },
+		"IPv6 that holds all of IPv4":   func(t *LevelTable) { t.Networks[0].Prefixes[1] = netip.MustParsePrefix("::/0") },
 		"no prefix":                     func(t *LevelTable) { t.Networks[0].Prefixes[0] = netip.Prefix{} },
 		"a prefix in two networks":      func(t *LevelTable) { t.Networks[1].Prefixes[0] = netip.MustParsePrefix("10.77.0.0/16") },
 		"a row without a name":          func(t *LevelTable) { t.Rows[0].Name = "" },

@@ -232,6 +232,10 @@ func randomTable(r *rand.Rand, w *levelWorld, ids map[string]uint64) egress.Leve
 		all := uint32(1)<<len(t.Networks) - 1
 		t.Rows = append(t.Rows, egress.LevelRow{Name: fmt.Sprintf("r%d", len(t.Rows)), Cgroup: ids[g], Netns: cookies[r.IntN(5)/4], Send: r.Uint32() & all, Receive: r.Uint32() & all})
 	}
+	// What a table may not say (one IPv6 prefix over all of IPv4, …) is never put in force.
+	if t.Check() != nil {
+		return randomTable(r, w, ids)
+	}
 	return t
 }
 
