@@ -167,10 +167,10 @@ func TestClientLife(t *testing.T) {
 		}
 		return b
 	}
-	discover := step(0, "discover")
+	step(0, "discover")
 	step(time.Second, "nothing")
 	step(2*time.Second, "discover")
-	discover = step(6*time.Second, "discover")
+	discover := step(6*time.Second, "discover")
 	hear(t, c, 6*time.Second, ACK, discover) // no offer
 	hear(t, c, 6*time.Second, Offer, make([]byte, 8))
 	step(6*time.Second, "nothing")

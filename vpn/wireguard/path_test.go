@@ -256,14 +256,6 @@ func command(argv ...string) error {
 	return nil
 }
 
-func errno(err error) error {
-	var e unix.Errno
-	if errors.As(err, &e) {
-		return e
-	}
-	return err
-}
-
 // A second radio takes the route: what is under way stays on the first, with its
 // address, until a handshake goes by the second.
 func TestSecondRadio(t *testing.T) {

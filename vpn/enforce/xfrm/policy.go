@@ -145,7 +145,6 @@ const (
 	atIndex      = 156
 	atDirection  = 160
 	atAction     = 161
-	idSize       = 64 // struct xfrm_userpolicy_id: selector, index, direction
 )
 
 // selector encodes struct xfrm_selector.
@@ -175,13 +174,6 @@ func (p Policy) info() []byte {
 		binary.NativeEndian.PutUint64(b[selectorSize+8*i:], ^uint64(0))
 	}
 	b[atDirection] = uint8(p.Direction)
-	return b
-}
-
-// id encodes struct xfrm_userpolicy_id.
-func (p Policy) id() []byte {
-	b := append(p.selector(), make([]byte, idSize-selectorSize)...)
-	b[selectorSize+4] = uint8(p.Direction)
 	return b
 }
 
