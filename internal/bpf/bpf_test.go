@@ -95,7 +95,7 @@ func TestSpecs(t *testing.T) {
 	if m := gate.Maps[".data.counters"]; m == nil || m.ValueSize != 64*2*32*8 || m.MaxEntries != 1 {
 		t.Errorf("counters %+v, want 64 rows of both directions' 32", m)
 	}
-	if m := gate.Maps["fragments"]; m == nil || m.MaxEntries != 1024 || m.KeySize != 40 {
+	if m := gate.Maps["fragments"]; m == nil || m.MaxEntries != 4096 || m.ValueSize != 72 {
 		t.Errorf("fragments %+v", m)
 	}
 	// These three, where a frame is read, three of the link layer, three of the drop record.

@@ -45,29 +45,25 @@ const volatile struct {
 } policy SEC(".rodata.policy");
 
 /* First fragments that were admitted. Each instance of the gate has its own: a new
- * policy knows no datagram of the old one. */
-struct fragment_key {
-	__u8 src[16], dst[16];
-	__u32 id;
-	__u8 proto; /* IPv4 only: part of a datagram's name there (RFC 791), not in IPv6 */
-	__u8 family;
-	__u8 dir;
-	__u8 reserved;
-};
-
+ * policy knows no datagram of the old one. A table of the gate's own, in which a datagram
+ * has one place, and the newest of two that share one has it: the kernel's hash table
+ * takes longer than all the rest of a decision. */
 struct fragment {
-	__u64 expires;
-	__u64 cgroup; /* the sender's */
-	__u32 first;  /* where the first fragment ends: nothing may overlap it */
-	__u32 end;    /* where the datagram ends, at the latest */
-	__u32 exact;  /* it ends there */
-	__u32 reserved;
+	__u64 src[2], dst[2]; /* as in the frame; IPv4 in the first four bytes */
+	__u64 name;           /* id, IPv4's protocol (in IPv6 no part of a datagram's name), family, direction */
+	__u64 expires;        /* ns; 0: empty */
+	__u64 cgroup;         /* the sender's */
+	__u32 first;          /* where the first fragment ends: nothing may overlap it */
+	__u32 end;            /* where the datagram ends, at the latest */
+	__u32 exact;          /* it ends there */
+	__u32 taken;          /* a processor is there. One that finds it so gives up: the frame is dropped */
 };
 
+#define FRAGMENT_BITS 12
 struct {
-	__uint(type, MAP_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct fragment_key);
+	__uint(type, MAP_ARRAY);
+	__uint(max_entries, 1 << FRAGMENT_BITS);
+	__type(key, __u32);
 	__type(value, struct fragment);
 } fragments SEC(".maps");
 
@@ -227,13 +223,12 @@ _Static_assert(HEADERS <= HEAD, "headers fit");
  * frame at a time. Of head, only what was read of this frame may be looked at. */
 struct desk {
 	struct packet p;
-	struct fragment_key key;
-	struct fragment fragment;
 	/* Through memory, so that the verifier forgets what they can be: it follows one number
 	 * then, not a path for each, and allows no place in an array where it knows the
 	 * number on one path and not on another. */
 	volatile __u32 reason, walk, room; /* room: from the IP header to the frame's end */
 	volatile __u16 ethertype;
+	volatile __u64 name, cgroup; /* of a fragment, through memory to save places on the stack */
 	__u8 head[HEAD + 16];
 };
 
@@ -328,7 +323,7 @@ NOINLINE int ipv4(struct desk *d, int dir)
 	p->l4 = header;
 	p->payload = total - header;
 	p->limit = 65535 - header;
-	p->id = *(__u16 *)(h + 4);
+	p->id = BE16(*(__u16 *)(h + 4));
 	if (dir == DIR_EGRESS && header > IPV4_LEN)
 		p->fault = R_IP_OPTIONS;
 	if (header > IPV4_LEN && !options(d, IPV4_LEN, header, 4))
@@ -388,7 +383,7 @@ NOINLINE int ipv6(struct desk *d, int dir)
 		if (dir == DIR_EGRESS && ((first & 0xff00) || (field & 6) || field == 0))
 			return R_FRAGMENT;
 		p->bare = 0;
-		p->id = HEAD_AT(__u32, d->walk + 4, 4);
+		p->id = BE32(HEAD_AT(__u32, d->walk + 4, 4));
 		off += 8;
 		p->payload = end - off;
 		int reason = part(p, field & 0xfff8, field & 1);
@@ -440,9 +435,8 @@ NOINLINE int datagram(struct desk *d, int dir)
 	return length > payload || (dir == DIR_EGRESS && length != payload) ? R_L4_LENGTH : ADMITTED;
 }
 
-/* Reads all there is to read; d->p has what was read before a fault, d->reason what the
- * fault is. */
-NOINLINE int parse(struct __sk_buff *skb, int dir, struct desk *d)
+/* Finds the IP header and brings all headers to the desk. */
+NOINLINE int fetch(struct __sk_buff *skb, struct desk *d)
 {
 	d->reason = R_SHORT;
 	d->walk = ETH_LEN;
@@ -465,52 +459,96 @@ NOINLINE int parse(struct __sk_buff *skb, int dir, struct desk *d)
 		KEEP(n); /* else the compiler drops the bounds that the verifier asks for */
 		if (skb->len < at || n < IPV4_LEN || n > HEADERS || bpf_skb_load_bytes(skb, at, d->head, n))
 			d->reason = R_SHORT;
-		else if (d->ethertype == BE16(0x0800))
-			d->reason = ipv4(d, dir);
 		else
-			d->reason = ipv6(d, dir);
+			d->reason = ADMITTED;
 	} else if (d->ethertype == BE16(0x0806)) {
 		d->reason = R_ARP;
 	} else {
 		d->reason = R_ETHERTYPE;
 	}
+	return 0;
+}
+
+/* Reads all there is to read; d->p has what was read before a fault, d->reason what the
+ * fault is. */
+INLINE void parse(struct __sk_buff *skb, int dir, struct desk *d)
+{
+	fetch(skb, d);
+	if (d->reason == ADMITTED)
+		d->reason = d->ethertype == BE16(0x0800) ? ipv4(d, dir) : ipv6(d, dir);
 	if (d->reason == ADMITTED && d->p.part != LATER)
 		d->reason = datagram(d, dir);
-	if (d->p.at != ETH_LEN || skb->vlan_present)
+	if (d->p.at && (d->p.at != ETH_LEN || skb->vlan_present))
 		d->reason = R_VLAN;
 	else if (d->reason == ADMITTED)
 		d->reason = d->p.fault;
-	return 0;
 }
 
 /* The stages of full(). Global functions, one for each direction: each is verified
  * once, knowing nothing of what the one before it found. */
-INLINE void fragment_name(struct fragment_key *key, int dir, const struct packet *p)
+INLINE __u64 fragment_name(int dir, const struct packet *p)
 {
-	__builtin_memcpy(key->src, p->shown.src, 16);
-	__builtin_memcpy(key->dst, p->shown.dst, 16);
-	key->id = p->id;
-	key->proto = p->shown.family == KIND_V4 ? p->shown.proto : 0;
-	key->family = p->shown.family;
-	key->dir = dir;
+	return p->id | (__u64)(p->shown.family == KIND_V4 ? p->shown.proto : 0) << 32 | (__u64)p->shown.family << 40 | (__u64)dir << 48;
+}
+
+#define HALF(address, n) (*(const __u64 *)(p->shown.address + 8 * (n)))
+
+/* The place of a datagram: egress.fragmentKey.place. */
+INLINE struct fragment *place(struct desk *d, int dir)
+{
+	const struct packet *p = &d->p;
+	__u64 name = fragment_name(dir, p);
+
+	__u64 hash = (HALF(src, 0) ^ HALF(dst, 1)) * 0x9e3779b97f4a7c15ull + (HALF(src, 1) ^ HALF(dst, 0)) * 0xbf58476d1ce4e5b9ull + name * 0x94d049bb133111ebull;
+
+	d->name = name;
+	d->walk = hash >> (64 - FRAGMENT_BITS);
+	return bpf_map_lookup_elem(&fragments, (const void *)&d->walk);
 }
 
 /* A later fragment has no ports: it goes where its first one went. */
 INLINE enum reason later(struct __sk_buff *skb, int dir, struct desk *d)
 {
 	const struct packet *p = &d->p;
+	struct fragment *f = place(d, dir);
+	enum reason reason = R_NO_FIRST;
+	__u64 cgroup = 0;
 
-	fragment_name(&d->key, dir, p);
-	struct fragment *f = bpf_map_lookup_elem(&fragments, &d->key);
-
-	if (!f || bpf_ktime_get_coarse_ns() >= f->expires)
+	if (!f || __sync_lock_test_and_set(&f->taken, 1))
 		return R_NO_FIRST;
-	__u32 end = p->offset + p->payload;
+	if (f->name == d->name && f->src[0] == HALF(src, 0) && f->src[1] == HALF(src, 1) && f->dst[0] == HALF(dst, 0) && f->dst[1] == HALF(dst, 1) &&
+	    bpf_ktime_get_coarse_ns() < f->expires) {
+		__u32 end = p->offset + p->payload;
 
-	/* RFC 5722: nothing overlaps the ports that were looked at. */
-	if (p->offset < f->first || end > f->end || (f->exact && (end == f->end) == !!p->more))
+		/* RFC 5722: nothing overlaps the ports that were looked at. */
+		reason = p->offset < f->first || end > f->end || (f->exact && (end == f->end) == !!p->more) ? R_FRAGMENT : ADMITTED;
+		cgroup = f->cgroup;
+	}
+	__sync_lock_test_and_set(&f->taken, 0);
+	return reason == ADMITTED ? sender(skb, dir, cgroup) : reason;
+}
+
+INLINE enum reason first(int dir, struct desk *d, __u64 cgroup)
+{
+	const struct packet *p = &d->p;
+
+	d->cgroup = cgroup;
+	struct fragment *f = place(d, dir);
+
+	if (!f || __sync_lock_test_and_set(&f->taken, 1))
 		return R_FRAGMENT;
-	return sender(skb, dir, f->cgroup);
+	f->cgroup = d->cgroup;
+	f->name = d->name;
+	f->src[0] = HALF(src, 0);
+	f->src[1] = HALF(src, 1);
+	f->dst[0] = HALF(dst, 0);
+	f->dst[1] = HALF(dst, 1);
+	f->first = p->payload;
+	f->end = p->end;
+	f->exact = dir == DIR_EGRESS && p->shown.proto == UDP;
+	f->expires = bpf_ktime_get_coarse_ns() + policy.fragment_life;
+	__sync_lock_test_and_set(&f->taken, 0);
+	return ADMITTED;
 }
 
 INLINE enum reason judge(struct __sk_buff *skb, int dir, struct desk *d)
@@ -538,14 +576,7 @@ INLINE enum reason judge(struct __sk_buff *skb, int dir, struct desk *d)
 	reason = sender(skb, dir, cgroup);
 	if (reason != ADMITTED || p->part == WHOLE)
 		return reason;
-	FORGET();
-	fragment_name(&d->key, dir, p);
-	d->fragment.expires = bpf_ktime_get_coarse_ns() + policy.fragment_life;
-	d->fragment.cgroup = cgroup;
-	d->fragment.first = p->payload;
-	d->fragment.end = p->end;
-	d->fragment.exact = dir == DIR_EGRESS && p->shown.proto == UDP;
-	return bpf_map_update_elem(&fragments, &d->key, &d->fragment, 0) ? R_FRAGMENT : ADMITTED;
+	return first(dir, d, cgroup);
 }
 
 /* What no class admits may be of the link-layer minimum. */
