@@ -17,6 +17,7 @@ import (
 
 	"rempart/board/netns"
 	"rempart/internal/run"
+	"rempart/voice/port"
 )
 
 // transfer is one iperf3 transfer.
@@ -46,6 +47,17 @@ type path struct {
 	pids    []int
 }
 
+// The server is at the handset and sends: red's inbound filters open of all TCP the handset's keying port alone.
+var transferPort = strconv.Itoa(port.Keying)
+
+func serving(p *path) []string {
+	return []string{"iperf3", "-s", "-B", p.address.String(), "-p", transferPort}
+}
+
+func asking(p *path, how ...string) []string {
+	return append([]string{"iperf3", "-c", p.address.String(), "-p", transferPort, "-R", "--json"}, how...)
+}
+
 // running is a started command.
 type running struct {
 	cmd      *exec.Cmd
@@ -57,7 +69,7 @@ func tcp(ctx context.Context, o options, r *result) error {
 	if _, err := exec.LookPath("iperf3"); err != nil {
 		return run.Hint(errors.New("cannot measure TCP: iperf3 is not installed"), "`make bench` installs it")
 	}
-	r.Settings["transfers"] = fmt.Sprintf("iperf3, one stream, %d s, red of a to the gateway's red; ratio of each pair, the order swapped from pair to pair", o.seconds)
+	r.Settings["transfers"] = fmt.Sprintf("iperf3, one stream, %d s, red of a to the gateway's red, asked for by the gateway; ratio of each pair, the order swapped from pair to pair", o.seconds)
 	r.Settings["plain"] = "wireguard-go " + wireguardVersion() + " with its own bind, root, same link, bridge and router as the handset, no gate"
 	return inWorld(ctx, o, r, o.offload, func(w *netns.World, before *air) error {
 		// A whole capture of a fast link would be measured too. It ends here, and
@@ -92,7 +104,7 @@ func measurePairs(ctx context.Context, o options, ours, theirs *path) (pairs []p
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for _, p := range []*path{ours, theirs} {
-		server, serr := p.server(ctx, "iperf3", "-s", "-B", p.address.String())
+		server, serr := p.server(ctx, serving(p)...)
 		if serr != nil {
 			return nil, serr
 		}
@@ -143,7 +155,7 @@ func (p *path) measure(ctx context.Context, seconds int) (transfer, error) {
 	if err != nil {
 		return t, err
 	}
-	c, err := p.client(ctx, "iperf3", "-c", p.address.String(), "-t", strconv.Itoa(seconds), "--json")
+	c, err := p.client(ctx, asking(p, "-t", strconv.Itoa(seconds))...)
 	if err != nil {
 		return t, err
 	}
@@ -193,14 +205,14 @@ func captured(ctx context.Context, o options, w *netns.World, r *result, ours *p
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	server, err := ours.server(ctx, "iperf3", "-s", "-B", ours.address.String())
+	server, err := ours.server(ctx, serving(ours)...)
 	if err != nil {
 		return errors.Join(err, watching.drop())
 	}
 	defer func() { cancel(); _ = server.cmd.Wait() }() // ended by cancel
 	var last error
 	err = poll(ctx, 10*time.Second, "the server", func() (bool, error) {
-		c, err := ours.client(ctx, "iperf3", "-c", ours.address.String(), "-n", "4M", "-b", "100M", "--json")
+		c, err := ours.client(ctx, asking(ours, "-n", "4M", "-b", "100M")...)
 		if err != nil {
 			return false, err
 		}
@@ -225,7 +237,7 @@ func oursIn(ctx context.Context, w *netns.World) (*path, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &path{name: "our tunnel", address: inner(gateway)}
+	p := &path{name: "our tunnel", address: inner(handset)}
 	for _, m := range []netns.Machine{handset, gateway} {
 		pids, err := inGroup(filepath.Join(m.Paths.Cgroup, "tunneld"))
 		if err != nil {
@@ -243,7 +255,7 @@ func oursIn(ctx context.Context, w *netns.World) (*path, error) {
 			return begin(cmd, cmd.Start)
 		}
 	}
-	p.server, p.client = in(gateway.Name, "measure"), in(handset.Name, "notes")
+	p.server, p.client = in(handset.Name, "notes"), in(gateway.Name, "measure")
 	return p, nil
 }
 
