@@ -97,7 +97,7 @@ func vendor(t *testing.T, role string) (dir string) {
 	document := must("init", "-role", role, "-image-key", at("image.pub"), "-policy-key", at("policy.pub"),
 		"-authority", at("authority.pem"), "-tunnel-key", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "-serial", "7")
 	for name, content := range map[string]string{"policy.json": document, "img/bin/init": "init", "img/bin/egressd": "egressd",
-		"img/bin/keyd": "keyd", "img/bin/tunneld": "tunneld", "img/bin/voiced": "voiced", "img/bin/gatewayd": "gatewayd",
+		"img/bin/keyd": "keyd", "img/bin/tunneld": "tunneld", "img/bin/watchd": "watchd", "img/bin/linkd": "linkd", "img/bin/voiced": "voiced", "img/bin/gatewayd": "gatewayd",
 		"img/bin/rempart": "rempart", "img/etc/rempart/policy.pub": ""} {
 		if err := os.MkdirAll(filepath.Dir(at(name)), 0o755); err != nil {
 			t.Fatal(err)
