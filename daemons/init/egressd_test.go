@@ -4,6 +4,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -127,10 +128,12 @@ func TestAHangingEgressdIsFoundInTime(t *testing.T) {
 	proof.SFR(t, "FPT_FLS.1", "TestASlowEgressdIsNotADeadOne")
 	for name, hangs := range map[string]egress.Op{"at the table": egress.OpTable, "at the levels": egress.OpLevels} {
 		p, cmd := withProcess(t)
-		hung := false
+		var hung atomic.Bool
 		p.egressdThat(t, func(op egress.Op) bool {
-			hung = hung || op == hangs
-			return !hung
+			if op == hangs {
+				hung.Store(true)
+			}
+			return !hung.Load()
 		})
 		at := time.Now()
 		p.close("voiced died")
@@ -152,8 +155,9 @@ func TestAHangingEgressdIsFoundInTime(t *testing.T) {
 func TestAStoppedEgressdIsAsked(t *testing.T) {
 	proof.SFR(t, "FPT_FLS.1", "the stop that is over")
 	p, cmd := withProcess(t)
-	answers := true
-	p.egressdThat(t, func(egress.Op) bool { return answers })
+	var answers atomic.Bool
+	answers.Store(true)
+	p.egressdThat(t, func(egress.Op) bool { return answers.Load() })
 	again := make(chan string, 1)
 	other := exec.Command("sleep", "60")
 	if err := other.Start(); err != nil {
@@ -189,7 +193,7 @@ func TestAStoppedEgressdIsAsked(t *testing.T) {
 	if p.doubt("it was stopped", again) || p.report.Closed {
 		t.Fatal("one that answers was ended")
 	}
-	answers = false
+	answers.Store(false)
 	if at := time.Now(); !p.doubt("it was stopped", again) || !p.report.Closed || !p.severed || time.Since(at) > 2*askTimeout {
 		t.Errorf("closed %v, severed %v, after %s", p.report.Closed, p.severed, time.Since(at))
 	}
