@@ -73,6 +73,7 @@ guest: build
 # Every way to send, in every state of a handset, and each layer alone; make test runs a part that holds every pair of values.
 leakmatrix:
 	@tools/setup/install.sh test
+	@tools/setup/kernel.sh out/guest
 	@$(MAKE) -s build
 	@bin/rempart-lab leakmatrix
 

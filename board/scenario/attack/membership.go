@@ -8,8 +8,9 @@ import (
 )
 
 // reportWait is how long a group is kept: the kernel reports a join from a timer,
-// and again within a second (RFC 3810, section 9.11).
-const reportWait = 1200 * time.Millisecond
+// and again within a second (RFC 3810, section 9.11), and a device that has just
+// come up carries nothing for up to another.
+const reportWait = 2200 * time.Millisecond
 
 // runMembership joins a group whose address comes from the marker. What leaves is
 // the kernel's own report, which no process has sent.

@@ -32,6 +32,7 @@ type Try struct {
 type evidence struct {
 	row       Row
 	result    *attack.Result // nil: the sender's last line is missing
+	began     bool           // the sender was at work
 	tunnelled bool           // the tunnel's device took as much as was sent in red
 	err       error          // of the whole crowd
 }
@@ -40,7 +41,7 @@ type evidence struct {
 // and is judged by the caller when the capture has settled.
 func judge(e evidence) (scenario.Verdict, string) {
 	switch r := e.result; {
-	case r == nil && e.row.State.Ends():
+	case r == nil && e.row.State.Ends() && e.began:
 		return scenario.Dropped, "ended with the handset"
 	case r == nil && e.err != nil:
 		return scenario.Broken, brief(e.err)

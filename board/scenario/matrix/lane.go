@@ -250,8 +250,11 @@ func (l *lane) attempt(ctx context.Context, s State, all []attempt, kept []scena
 		return out, err
 	}
 	if !s.Lasts() || newborn {
-		if err := c.ready(); err != nil && !s.Ends() {
+		if err := c.ready(); err != nil {
 			return out, err
+		}
+		for i := range out {
+			out[i].began = true
 		}
 	}
 	if newborn {

@@ -99,6 +99,7 @@ func TestEveryFaultOfTheWorldIsAFailure(t *testing.T) {
 	}{
 		"a twin that does not leak":     {fault{}, fault{deaf: true}, "unproven", Unproven},
 		"a state that is never reached": {fault{stuck: Locked}, fault{}, "cannot enter state locked", Failed},
+		"an end that is never reached":  {fault{stuck: Shutdown}, fault{}, "cannot enter state shutdown", Failed},
 		"senders without result":        {fault{mute: true}, fault{}, "gave no result", Failed},
 		"somebody's strange frame":      {fault{stray: Connected}, fault{}, "state connected: 1 frames outside the admitted classes, first frame", Held},
 		"a kernel that lacks a kind":    {fault{lacks: "udplite"}, fault{lacks: "udplite"}, "ran nowhere", Nowhere},

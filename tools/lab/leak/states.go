@@ -89,14 +89,29 @@ func (s *stand) up(ctx context.Context) error {
 		return err
 	}
 	if m.State == netns.On {
-		soon, cancel := context.WithTimeout(ctx, 8*time.Second)
-		err := s.WaitUp(soon)
-		cancel()
+		if err := s.soonUp(ctx); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	// What a sender did to the handset, or to its neighbours on the link, may need a second start.
+	for range 2 {
+		if err = s.Restart(ctx); err == nil {
+			err = s.soonUp(ctx)
+		}
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
 	}
-	return errors.Join(s.Restart(ctx), s.WaitUp(ctx))
+	return err
+}
+
+// soon is how long a handset may take to be in its tunnel before it is started anew.
+const soon = 15 * time.Second
+
+func (s *stand) soonUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, soon)
+	defer cancel()
+	return s.WaitUp(ctx)
 }
 
 // until asks for the status until it is as wanted.
