@@ -94,7 +94,7 @@ func Run(ctx context.Context, j Job, out io.Writer) (Result, error) {
 }
 
 // pause is between two tries of an attempt that goes on.
-const pause = 20 * time.Millisecond
+const pause = 30 * time.Millisecond
 
 // again tries until ctx or the job's time ends: what is refused now may be
 // possible in a moment, when a daemon has died.

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// respawn is how long an attempt that was killed waits for its next life.
-const respawn = 250 * time.Millisecond
+// respawn is how long an attempt that was killed waits for its next life: a crowd of them must leave the machine to the handset.
+const respawn = time.Second
 
 // Supervise makes the attempt in a process of its own and writes that process's result lines to out. A handset may answer an
 // attempt with a kill: then the result is the errno "SIGKILL". An attempt that goes on does so after a kill: by the ways that are

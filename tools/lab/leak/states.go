@@ -346,7 +346,8 @@ func (s *stand) rekey(ctx context.Context) error {
 		return err
 	}
 	defer p.Close()
-	if err := s.until(ctx, func(p bringup.PhoneStatus) bool { return p.Tunnel.State == "stale" }); err != nil {
+	// That state lasts for seconds, and a busy machine may show the next one first.
+	if err := s.until(ctx, func(p bringup.PhoneStatus) bool { return p.Tunnel.State != "" && p.Tunnel.State != "up" }); err != nil {
 		return err
 	}
 	if err := s.freeze(ctx, bringup.GatewayName, "", false); err != nil {
