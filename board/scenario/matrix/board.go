@@ -2,6 +2,7 @@ package matrix
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -56,6 +57,11 @@ type Twin interface {
 	// Layers are those that a handset of this board has.
 	Layers() []scenario.Layer
 }
+
+// ErrLost is the answer of Happen when the handset has seen what must not be and
+// took its radios down until a restart. Where a sender has brought up a device
+// that nobody knows, that is what a handset does.
+var ErrLost = errors.New("the handset took its radios down until a restart")
 
 // TunnelDevice is the tunnel's device in red.
 const TunnelDevice = "wg0"

@@ -42,6 +42,7 @@ type fault struct {
 	deaf      bool           // nothing comes out of a twin
 	lacks     string         // this sender's kind is unknown to the kernel
 	stuck     State          // cannot be entered
+	lost      State          // takes its radios down in it
 	mute      bool           // senders give no result
 	stray     State          // somebody's frame in this state
 	holdsAll  bool           // a layer alone holds everything
@@ -118,7 +119,13 @@ func (f *fake) Enter(_ context.Context, s State) error {
 	return nil
 }
 
-func (f *fake) Happen(_ context.Context, s State) error { f.note("happen " + string(s)); return nil }
+func (f *fake) Happen(_ context.Context, s State) error {
+	f.note("happen " + string(s))
+	if s == f.fault.lost {
+		return ErrLost
+	}
+	return nil
+}
 
 func (f *fake) Leave(_ context.Context, s State) error {
 	f.note("leave " + string(s))

@@ -107,20 +107,18 @@ func (l *lane) state(ctx context.Context, s State, all []attempt, kept []scenari
 	if s.Lasts() {
 		size = lastingCrowd
 	}
-	// Who waits for a device waits for a time: in a state that lasts, apart from
-	// those whose end the device would have to wait for.
-	crowds := [][]attempt{all}
-	if s.Lasts() {
-		var waiting, rest []attempt
-		for _, a := range all {
-			if a.newborn() {
-				waiting = append(waiting, a)
-			} else {
-				rest = append(rest, a)
-			}
+	// In a state that lasts, who waits for a device is apart from those whose end
+	// the device would have to wait for. In one that passes, who may bring up a device
+	// that nobody knows is apart from those for whom the state must pass.
+	var rest, apart []attempt
+	for _, a := range all {
+		if s.Lasts() && a.newborn() || !s.Lasts() && a.row.Device == Unknown {
+			apart = append(apart, a)
+		} else {
+			rest = append(rest, a)
 		}
-		crowds = [][]attempt{rest, waiting}
 	}
+	crowds := [][]attempt{rest, apart}
 	var errs []error
 	for _, part := range crowds {
 		for chunk := range chunks(part, size) {
@@ -264,6 +262,9 @@ func (l *lane) attempt(ctx context.Context, s State, all []attempt, kept []scena
 	}
 	if !s.Lasts() {
 		herr := l.board.Happen(cctx, s)
+		if errors.Is(herr, ErrLost) && all[0].row.Device == Unknown {
+			herr = nil
+		}
 		if err := errors.Join(herr, c.stop()); err != nil {
 			return out, fmt.Errorf("state %s: %w", s, err)
 		}

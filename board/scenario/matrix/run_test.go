@@ -116,6 +116,16 @@ func TestEveryFaultOfTheWorldIsAFailure(t *testing.T) {
 	}
 }
 
+// TestAHandsetThatHasHadEnough: its radios may go down for a device that nobody knows, and for nothing else.
+func TestAHandsetThatHasHadEnough(t *testing.T) {
+	r, _ := run(t, fault{lost: Rekeying}, fault{}, nil)
+	for _, row := range r.Rows {
+		if (row.Status == Failed) != (row.State == Rekeying && row.Device != Unknown) {
+			t.Errorf("%s is %s (%s)", row.ID, row.Status, row.Here.Detail)
+		}
+	}
+}
+
 func TestALayerThatDoesOtherThanExpectedIsAFailure(t *testing.T) {
 	r, _ := run(t, fault{}, fault{holdsAll: true}, func(m *Run) {
 		m.Alone = aloneRows(t)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,8 +47,38 @@ func (s *stand) Enter(ctx context.Context, state matrix.State) error {
 	return nil
 }
 
-// Happen lets a state pass.
+// Happen lets a state pass, or says that the handset has had enough.
 func (s *stand) Happen(ctx context.Context, state matrix.State) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if !state.Ends() {
+		go s.untilLost(ctx, cancel)
+	}
+	err := s.happen(ctx, state)
+	if errors.Is(context.Cause(ctx), matrix.ErrLost) {
+		return matrix.ErrLost
+	}
+	return err
+}
+
+// untilLost looks whether the handset has taken its radios down.
+func (s *stand) untilLost(ctx context.Context, lost func(error)) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if p, err := s.status(ctx); err == nil && p.Boot != nil && p.Boot.Closed && strings.HasPrefix(p.Boot.Reason, "the watcher: ") {
+			lost(matrix.ErrLost)
+			return
+		}
+	}
+}
+
+func (s *stand) happen(ctx context.Context, state matrix.State) error {
 	switch state {
 	case matrix.Error:
 		return s.until(ctx, func(p bringup.PhoneStatus) bool { return p.Tunnel.State == "error" })
