@@ -71,11 +71,17 @@ func (s *stand) untilLost(ctx context.Context, lost func(error)) {
 			return
 		case <-tick.C:
 		}
-		if p, err := s.status(ctx); err == nil && p.Boot != nil && p.Boot.Closed && strings.HasPrefix(p.Boot.Reason, "the watcher: ") {
+		if s.lost(ctx) {
 			lost(matrix.ErrLost)
 			return
 		}
 	}
+}
+
+// lost says that the handset waits for a restart with its radios down.
+func (s *stand) lost(ctx context.Context) bool {
+	p, err := s.status(ctx)
+	return err == nil && p.Boot != nil && p.Boot.Closed && strings.HasPrefix(p.Boot.Reason, "the watcher: ")
 }
 
 func (s *stand) happen(ctx context.Context, state matrix.State) error {
@@ -119,7 +125,7 @@ func (s *stand) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m.State == netns.On {
+	if m.State == netns.On && !s.lost(ctx) {
 		if err := s.soonUp(ctx); err == nil || ctx.Err() != nil {
 			return err
 		}
