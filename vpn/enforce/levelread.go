@@ -42,9 +42,12 @@ func (r LevelReport) Err() error {
 // that did not attach the hooks; it must be below the cgroup, and needs CAP_SYS_ADMIN
 // and CAP_BPF. The error says that the question could not be asked.
 func ReadBackLevels(cgroup string, want egress.LevelTable, others ...uint32) (LevelReport, error) {
-	r := LevelReport{Digest: want.Digest(), Programs: map[string]uint32{}}
-	c := levelChecker{want: want, others: others, report: &r, checked: map[ebpf.MapID]bool{}}
-	if err := c.check(cgroup); err != nil {
+	var r LevelReport
+	err := whole(func() error {
+		r = LevelReport{Digest: want.Digest(), Programs: map[string]uint32{}}
+		return (&levelChecker{want: want, others: others, report: &r, checked: map[ebpf.MapID]bool{}}).check(cgroup)
+	})
+	if err != nil {
 		return r, fmt.Errorf("cannot read back the level hooks: %w", err)
 	}
 	return r, nil

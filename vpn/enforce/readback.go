@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"strings"
 
@@ -62,11 +63,28 @@ func ReadBack(ifindex int, want egress.Policy, facts egress.LinkFacts) (Report, 
 	if err != nil {
 		return r, fmt.Errorf("cannot read back the gate of device %d: %w", ifindex, err)
 	}
-	c := checker{ref: ref, want: want, facts: facts, report: &r}
-	if err := c.device(); err != nil {
+	err = whole(func() error {
+		r = Report{Ifindex: ifindex, Digest: want.Digest()}
+		return (&checker{ref: ref, want: want, facts: facts, report: &r}).device()
+	})
+	if err != nil {
 		return r, fmt.Errorf("cannot read back the gate of device %d: %w", ifindex, err)
 	}
 	return r, nil
+}
+
+// wholeTries bounds how often a reading that a swap ran into begins anew.
+const wholeTries = 10
+
+// whole reads until no object went away between being listed and being opened: an exchange of programs ends the old ones. What
+// goes away each time cannot be vouched for, and is an error.
+func whole(read func() error) error {
+	for range wholeTries - 1 {
+		if err := read(); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return read()
 }
 
 type checker struct {
