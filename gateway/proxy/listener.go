@@ -19,7 +19,7 @@ import (
 const (
 	maxConnections = 512              // all together
 	maxHandshaking = 64               // not yet proven who they are
-	maxPerPeer     = 4                // of one certified name
+	maxPerPeer     = 4                // of one certified name; one more ends the oldest
 	handshakeLimit = 5 * time.Second  // TCP accept to verified certificate
 	idleLimit      = 45 * time.Second // handsets ping every 10 s
 	writeLimit     = 5 * time.Second
@@ -40,12 +40,20 @@ type listener struct {
 	slots chan struct{}
 
 	mu    sync.Mutex
-	conns map[string]sip.AOR // by remote address
+	count uint64           // of connections so far
+	conns map[string]entry // by remote address
+}
+
+// entry is one connection of the table.
+type entry struct {
+	aor    sip.AOR
+	number uint64 // in the order of their coming
+	conn   net.Conn
 }
 
 func newListener(p *Proxy, raw []net.Listener) *listener {
 	return &listener{p: p, raw: raw, ready: make(chan net.Conn), ended: make(chan struct{}),
-		slots: make(chan struct{}, maxHandshaking), conns: map[string]sip.AOR{}}
+		slots: make(chan struct{}, maxHandshaking), conns: map[string]entry{}}
 }
 
 // run accepts from one raw listener until it is closed.
@@ -80,8 +88,10 @@ func (l *listener) run(ctx context.Context, raw net.Listener) error {
 func (l *listener) identify(ctx context.Context, c net.Conn) {
 	source := c.RemoteAddr().String()
 	tc, aor, err := l.handshake(ctx, c)
+	known := &identified{Conn: tc}
+	known.leave = func() { l.leave(source, known) }
 	if err == nil {
-		err = l.admit(source, aor)
+		err = l.admit(source, aor, known)
 	}
 	if err != nil {
 		l.p.cfg.Journal.Event(eventConnection, source, journal.Refused, "reason", err.Error())
@@ -89,7 +99,6 @@ func (l *listener) identify(ctx context.Context, c net.Conn) {
 		return
 	}
 	l.p.cfg.Journal.Event(eventConnection, string(aor), journal.Success, "source", source)
-	known := &identified{Conn: tc, leave: func() { l.leave(source) }}
 	select {
 	case l.ready <- known:
 	case <-l.ended:
@@ -125,26 +134,38 @@ func (l *listener) handshake(ctx context.Context, c net.Conn) (*tls.Conn, sip.AO
 	return tc, aor, nil
 }
 
-// admit puts a connection into the table.
-func (l *listener) admit(source string, aor sip.AOR) error {
+// admit puts a connection into the table. A name that has its number of connections loses the oldest: a handset that was
+// switched off leaves one behind that nobody ends, since red answers no segment of a connection that it does not know.
+func (l *listener) admit(source string, aor sip.AOR, c net.Conn) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	same := 0
-	for _, other := range l.conns {
-		if other == aor {
-			same++
+	same, first := 0, ""
+	for from, other := range l.conns {
+		if other.aor != aor {
+			continue
+		}
+		if same++; first == "" || other.number < l.conns[first].number {
+			first = from
 		}
 	}
-	if len(l.conns) >= maxConnections || same >= maxPerPeer {
-		return fmt.Errorf("cannot take another connection: %d open, %d of them of %s", len(l.conns), same, aor)
+	switch {
+	case same >= maxPerPeer:
+		// The end of a TLS connection may wait for its peer.
+		go l.conns[first].conn.Close()
+		delete(l.conns, first)
+	case len(l.conns) >= maxConnections:
+		return fmt.Errorf("cannot take another connection: %d are open", len(l.conns))
 	}
-	l.conns[source] = aor
+	l.count++
+	l.conns[source] = entry{aor, l.count, c}
 	return nil
 }
 
-func (l *listener) leave(source string) {
+func (l *listener) leave(source string, c net.Conn) {
 	l.mu.Lock()
-	delete(l.conns, source)
+	if l.conns[source].conn == c {
+		delete(l.conns, source)
+	}
 	l.mu.Unlock()
 	l.p.cfg.Table.Drop(source)
 }
@@ -153,8 +174,8 @@ func (l *listener) leave(source string) {
 func (l *listener) sender(source string) (sip.AOR, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	aor, ok := l.conns[source]
-	return aor, ok
+	e, ok := l.conns[source]
+	return e.aor, ok
 }
 
 // Accept gives the library the next identified connection.
