@@ -153,7 +153,7 @@ func captureTheTunnel(t *testing.T, world string) {
 	var cerr error
 	wait.Go(func() { out, cerr = lab(t, "capture", "--world", world, "internet", "-o", file, "--seconds", "2") })
 	time.Sleep(time.Second)
-	cmd, err := w.Command(t.Context(), netns.Where{Machine: "a", Colour: "red", App: "notes"}, "python3", "-c",
+	cmd, err := w.Command(t.Context(), netns.Where{Machine: "a", Colour: "red", App: "notes"}, "/usr/bin/python3", "-c",
 		`import socket; s=socket.create_connection(("10.77.0.1",80),5); s.send(b"GET / HTTP/1.0\r\n\r\n"); print(s.recv(100))`)
 	if err != nil {
 		t.Fatal(err)

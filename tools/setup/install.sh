@@ -6,7 +6,7 @@ set -eu
 what=${1:-}
 # program:package, one that shows the package is there; a path stands for a file
 demo="swtpm:swtpm swtpm_setup:swtpm-tools certtool:gnutls-bin tcpdump:tcpdump ip:iproute2 /usr/share/sounds/alsa/Front_Center.wav:alsa-utils /etc/ssl/certs/ca-certificates.crt:ca-certificates"
-test="$demo tpm2_pcrread:tpm2-tools gcc:gcc /usr/include/stdlib.h:libc6-dev ping:iputils-ping openssl:openssl dnsmasq:dnsmasq-base radvd:radvd python3:python3-minimal curl:curl qemu-system-x86_64:qemu-system-x86 depmod:kmod nft:nftables wg:wireguard-tools cpio:cpio"
+test="$demo tpm2_pcrread:tpm2-tools gcc:gcc /usr/include/stdlib.h:libc6-dev ping:iputils-ping openssl:openssl dnsmasq:dnsmasq-base radvd:radvd /usr/bin/python3:python3-minimal curl:curl qemu-system-x86_64:qemu-system-x86 depmod:kmod nft:nftables wg:wireguard-tools cpio:cpio"
 bench="$demo iperf3:iperf3 nft:nftables"
 generate="clang-14:clang-14 llvm-strip-14:llvm-14"
 # Only Debian 12 has the pinned clang; elsewhere the test that needs it skips.

@@ -57,7 +57,7 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s was taken", what)
 		}
 	}
-	if _, err := (Options{State: "/s", Bin: t.TempDir()}).Complete(); !strings.Contains(err.Error(), "has no init, egressd, keyd, tunneld, voiced, rempart, gatewayd, rempart-policy") || run.HintOf(err) == "" {
+	if _, err := (Options{State: "/s", Bin: t.TempDir()}).Complete(); !strings.Contains(err.Error(), "has no init, egressd, watchd, keyd, linkd, tunneld, voiced, rempart, gatewayd, rempart-policy") || run.HintOf(err) == "" {
 		t.Errorf("without binaries: %v", err)
 	}
 }
