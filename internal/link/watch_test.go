@@ -1,6 +1,7 @@
 package link
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -44,4 +45,63 @@ func TestWatchSeesADeviceAppearAndGo(t *testing.T) {
 	wait("usb0 up", func(c Change) bool { return c.Name == "usb0" && c.Up })
 	do(func() error { return Remove("usb0") })
 	wait("usb0 gone", func(c Change) bool { return c.Name == "usb0" && c.Gone })
+}
+
+// More changes than the kernel keeps for a reader that waits: afterwards it is told what is there, and what went.
+func TestWatchOutlivesAnOverflow(t *testing.T) {
+	proof.NeedRoot(t)
+	ns, err := Create("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	do := func(fn func() error) {
+		t.Helper()
+		if err := ns.Do(fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(func() error { return AddVeth(Port{Name: "early"}, Port{Name: "early-peer"}) })
+	out := make(chan Change)
+	if err := watch(t.Context(), "test", ns, out, 4<<10); err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	note := func(c Change) { there[c.Name] = !c.Gone }
+	for !there["early"] {
+		note(<-out)
+	}
+	do(func() error {
+		for i := range 100 { // nobody reads
+			name := fmt.Sprintf("x%d", i)
+			if err := AddVeth(Port{Name: name}, Port{Name: name + "-peer"}); err != nil {
+				return err
+			}
+			if err := Remove(name); err != nil {
+				return err
+			}
+		}
+		if err := Remove("early"); err != nil {
+			return err
+		}
+		return AddVeth(Port{Name: "late"}, Port{Name: "late-peer"})
+	})
+	for limit := time.After(10 * time.Second); there["early"] || !there["late"]; {
+		select {
+		case c := <-out:
+			note(c)
+		case <-limit:
+			t.Fatalf("told of %v", there)
+		}
+	}
+	// And it goes on.
+	do(func() error { return AddVeth(Port{Name: "last"}, Port{Name: "last-peer"}) })
+	for limit := time.After(10 * time.Second); !there["last"]; {
+		select {
+		case c := <-out:
+			note(c)
+		case <-limit:
+			t.Fatal("not told of the last device")
+		}
+	}
 }
