@@ -23,7 +23,7 @@ func Applies(l scenario.Layer, r Row) bool {
 	case scenario.Newborn:
 		// Init takes down what root has brought up: whether what passes its floor by
 		// is faster is chance.
-		return r.Place == Init && r.Sender != "xdp" && r.Sender != "passed"
+		return r.Place == Init && !slices.Contains(below, r.Sender)
 	}
 	return true
 }
@@ -52,7 +52,7 @@ func Holds(l scenario.Layer, r Row) bool {
 		return r.Place == Red
 	case scenario.Gate, scenario.Floor:
 		// Below traffic control: the bypass, AF_XDP.
-		return forwarded || r.Place == Black && !slices.Contains([]string{"packet-bypass", "xdp", "passed"}, s.Name)
+		return forwarded || r.Place == Black && !slices.Contains(below, s.Name)
 	case scenario.NFT:
 		return forwarded || r.Place == Black && s.Name != "xdp"
 	case scenario.XFRM:
@@ -81,6 +81,9 @@ func Holds(l scenario.Layer, r Row) bool {
 	}
 	return false
 }
+
+// below are the senders that pass traffic control by.
+var below = []string{"packet-bypass", "xdp", "passed"}
 
 // stops are the layers that hold the row, each alone.
 func stops(layers []scenario.Layer, r Row) []scenario.Layer {

@@ -26,6 +26,9 @@ type Run struct {
 	Guest func(context.Context) ([]hostile.Row, error)
 	// Accepted are rows that are known to leak, with the reason.
 	Accepted []Acceptance
+	// Picked says that the rows were picked by hand: then accepted rows that did
+	// not leak are no fault.
+	Picked bool
 	// Seed and Pairwise are told in the report.
 	Seed     uint64
 	Pairwise bool
@@ -82,6 +85,7 @@ func (m *Run) Matrix(ctx context.Context) (*Report, error) {
 	if m.Guest != nil {
 		errs = append(errs, m.guest(ctx, report))
 	}
+	report.picked = m.Picked
 	report.finish(m.Accepted, errs...)
 	if !report.Passed {
 		for _, err := range twinErrs {

@@ -153,6 +153,9 @@ func TestAcceptedRows(t *testing.T) {
 	if r.Passed || !strings.Contains(strings.Join(r.Failures, "\n"), "strike it") {
 		t.Errorf("a stale acceptance passes: %q", r.Failures)
 	}
+	if r, _ = run(t, fault{}, fault{}, func(m *Run) { m.Accepted, m.Picked = accepted, true }); !r.Passed {
+		t.Errorf("rows picked by hand strike an acceptance: %q", r.Failures)
+	}
 }
 
 func TestADeafCaptureStartsNothing(t *testing.T) {

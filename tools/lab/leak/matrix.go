@@ -135,7 +135,7 @@ func Matrix(ctx context.Context, o MatrixOptions) (report *matrix.Report, err er
 	}
 	defer func() { err = errors.Join(err, down(o.World+"-twin")) }()
 	o.Log(fmt.Sprintf("a handset and its twin are up  (%.1f s)", time.Since(began).Seconds()))
-	m := matrix.Run{Board: handset, Twin: &bare{stand: twin}, Rows: rows, Alone: alone, Accepted: accepted, Seed: o.Seed, Pairwise: o.Pairwise, Progress: o.Log, Guest: o.Guest}
+	m := matrix.Run{Board: handset, Twin: &bare{stand: twin}, Rows: rows, Alone: alone, Accepted: accepted, Picked: !o.Whole(), Seed: o.Seed, Pairwise: o.Pairwise, Progress: o.Log, Guest: o.Guest}
 	return m.Matrix(ctx)
 }
 

@@ -51,7 +51,7 @@ func (s *stand) Enter(ctx context.Context, state matrix.State) error {
 func (s *stand) Happen(ctx context.Context, state matrix.State) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if !state.Ends() {
+	if !state.Ends() || state == matrix.Killed("keyd") {
 		go s.untilLost(ctx, cancel)
 	}
 	err := s.happen(ctx, state)
