@@ -17,6 +17,10 @@ import (
 //
 // A program that only looks on (fentry, fexit) is not noticed: it changes no verdict.
 func Unextended(programs ...uint32) error {
+	return whole(func() error { return unextended(programs) })
+}
+
+func unextended(programs []uint32) error {
 	all := new(link.Iterator)
 	defer all.Close()
 	var found error

@@ -284,6 +284,10 @@ func RemoveLevels(cgroup string) error {
 	if err != nil {
 		return err
 	}
+	return whole(func() error { return removeLevels(id, ref) })
+}
+
+func removeLevels(id uint64, ref *levelReferences) error {
 	all := new(link.Iterator)
 	defer all.Close()
 	for all.Next() {

@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"math"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"rempart/internal/bpf"
 	"rempart/vpn/egress"
@@ -73,14 +75,19 @@ func ReadBack(ifindex int, want egress.Policy, facts egress.LinkFacts) (Report, 
 	return r, nil
 }
 
-// wholeTries bounds how often a reading that a swap ran into begins anew.
+// wholeTries bounds how often a reading that a change ran into begins anew.
 const wholeTries = 10
 
-// whole reads until no object went away between being listed and being opened: an exchange of programs ends the old ones. What
-// goes away each time cannot be vouched for, and is an error.
+// whole reads until no object went away between being listed and being opened, as programs do that are exchanged, and none was
+// still being made: such a link answers EAGAIN for as long as its maker is at it, here the maker of any link of the machine,
+// which takes milliseconds. What changes each time cannot be vouched for, and is an error.
 func whole(read func() error) error {
-	for range wholeTries - 1 {
-		if err := read(); !errors.Is(err, fs.ErrNotExist) {
+	for i := range wholeTries - 1 {
+		err := read()
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			time.Sleep(time.Millisecond << i) // half a second in all
+		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"rempart/internal/proof"
 	"rempart/vpn/egress"
 )
@@ -24,6 +26,16 @@ func TestWhole(t *testing.T) {
 		if reads != c.want || (err != nil) != (c.fails >= wholeTries) {
 			t.Errorf("%d failures: %d readings, %v", c.fails, reads, err)
 		}
+	}
+	made := fmt.Errorf("get link fd from ID 7: %w", unix.EAGAIN)
+	tries := 0
+	if err := whole(func() error {
+		if tries++; tries < 4 {
+			return made
+		}
+		return nil
+	}); err != nil || tries != 4 {
+		t.Errorf("a link that is being made: %d readings, %v", tries, err)
 	}
 	other := errors.New("other")
 	reads := 0
