@@ -142,8 +142,8 @@ func nftType(kind uint16) uint16 { return unix.NFNL_SUBSYS_NFTABLES<<8 | kind }
 // errChanged says that nf_tables changed while it was being listed.
 var errChanged = errors.New("nf_tables changed meanwhile")
 
-// kernel is where netlink requests go.
-var kernel = &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
+// kernel is where netlink requests go: a new one for each, since Sendto writes into it.
+func kernel() *unix.SockaddrNetlink { return &unix.SockaddrNetlink{Family: unix.AF_NETLINK} }
 
 // batch has the kernel carry out all messages, or none. The kernel has answered when
 // sendto returns: nothing is waited for.
@@ -155,7 +155,7 @@ func (c *conn) batch(messages []message) error {
 	}
 	last := c.seq
 	b = c.encode(b, unix.NFNL_MSG_BATCH_END, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil)
-	if err := unix.Sendto(c.fd, b, 0, kernel); err != nil {
+	if err := unix.Sendto(c.fd, b, 0, kernel()); err != nil {
 		return fmt.Errorf("cannot send: %w", err)
 	}
 	answered, failure := false, error(nil)
@@ -191,7 +191,7 @@ func (c *conn) batch(messages []message) error {
 
 // dump asks for all objects of a kind, of every family.
 func (c *conn) dump(kind uint16, family uint8, attrs []byte) ([]message, error) {
-	if err := unix.Sendto(c.fd, c.encode(nil, nftType(kind), unix.NLM_F_DUMP, family, 0, attrs), 0, kernel); err != nil {
+	if err := unix.Sendto(c.fd, c.encode(nil, nftType(kind), unix.NLM_F_DUMP, family, 0, attrs), 0, kernel()); err != nil {
 		return nil, fmt.Errorf("cannot ask: %w", err)
 	}
 	return c.answers()
@@ -199,7 +199,7 @@ func (c *conn) dump(kind uint16, family uint8, attrs []byte) ([]message, error) 
 
 // generation is the number of changes that nf_tables has seen.
 func (c *conn) generation() (uint32, error) {
-	if err := unix.Sendto(c.fd, c.encode(nil, nftType(unix.NFT_MSG_GETGEN), unix.NLM_F_ACK, unix.AF_UNSPEC, 0, nil), 0, kernel); err != nil {
+	if err := unix.Sendto(c.fd, c.encode(nil, nftType(unix.NFT_MSG_GETGEN), unix.NLM_F_ACK, unix.AF_UNSPEC, 0, nil), 0, kernel()); err != nil {
 		return 0, fmt.Errorf("cannot ask: %w", err)
 	}
 	all, err := c.answers()
